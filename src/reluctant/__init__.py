@@ -1,0 +1,1 @@
+"""Neural networks made cheap enough for private inference."""

@@ -1,0 +1,75 @@
+"""Every error this package raises on purpose.
+
+ReluctantError
+├── UsageError                what was asked for cannot be done as asked
+│   ├── UnknownName           a method, engine, task, model or key that does not exist
+│   ├── BudgetError           a budget that cannot be parsed, or that makes no sense for this model
+│   ├── ShapeError            an array of the wrong shape
+│   ├── SiteError             an activation that cannot be found or rewritten
+│   └── UnsupportedOperation  an operation that no secure program has
+├── DataError                 a data file that is missing, damaged or of another layout
+├── CheckpointError           a checkpoint that is cut short, altered or of another model
+├── RecordError               a record that is missing, damaged or would be overwritten
+└── EngineError               a secure run that broke: a port, a link, a party, a time-out
+
+Messages are one line: the thing, what was got, what was expected, what to do. The command line prints them after
+``error:`` and leaves with exit code 2.
+"""
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "DataError",
+    "EngineError",
+    "RecordError",
+    "ReluctantError",
+    "ShapeError",
+    "SiteError",
+    "UnknownName",
+    "UnsupportedOperation",
+    "UsageError",
+]
+
+
+class ReluctantError(Exception):
+    """Base of all errors of this package."""
+
+
+class UsageError(ReluctantError):
+    """What was asked for cannot be done as asked."""
+
+
+class UnknownName(UsageError):
+    """A method, engine, task, model or key that does not exist."""
+
+
+class BudgetError(UsageError):
+    """A budget that cannot be parsed, or that makes no sense for this model."""
+
+
+class ShapeError(UsageError):
+    """An array of the wrong shape."""
+
+
+class SiteError(UsageError):
+    """An activation that cannot be found or rewritten."""
+
+
+class UnsupportedOperation(UsageError):
+    """An operation that no secure program has."""
+
+
+class DataError(ReluctantError):
+    """A data file that is missing, damaged or of another layout."""
+
+
+class CheckpointError(ReluctantError):
+    """A checkpoint that is cut short, altered or of another model."""
+
+
+class RecordError(ReluctantError):
+    """A record that is missing, damaged or would be overwritten."""
+
+
+class EngineError(ReluctantError):
+    """A secure run that broke: a port, a link, a party, a time-out."""

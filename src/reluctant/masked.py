@@ -1,0 +1,310 @@
+"""Networks some of whose ReLUs are gone.
+
+A :class:`MaskedModel` holds a copy of the user's network, untouched and with the same weight names, and one module for
+each site. Activation calls are intercepted while the network runs and handed to the module of their site, so modules,
+functionals, methods, in-place calls and a module called twice are all one case. Every pass checks that exactly the
+sites that were found have fired.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from reluctant.errors import ShapeError, SiteError
+from reluctant.mask import Mask
+from reluctant.sites import ActivationSite, Call, Naming, OwnerStack, Sites, activation_modules, calling_line
+from reluctant.surrogates import Identity, Surrogate, Term
+
+Coefficients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class BlendedReLU(torch.autograd.Function):
+    """``m relu(z) + (1 - m) (c0 + c1 z + c2 z^2)`` and all its gradients, keeping only z for the backward pass.
+
+    Args (of ``apply``):
+        z: ``[B, *shape]``.
+        m: real gates that broadcast to ``shape``.
+        c0, c1, c2: broadcast to ``shape``; ``None`` for c0 = 0, c1 = 1, c2 = 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, m: Tensor, c0: Tensor | None, c1: Tensor | None, c2: Tensor | None) -> Tensor:
+        ctx.save_for_backward(z, m, c0, c1, c2)
+        gate = m.to(z.dtype)
+        if c0 is None and c1 is None and c2 is None:
+            return torch.addcmul(z, gate, z.clamp(max=0), value=-1)  # m relu(z) + (1-m) z = z - m min(z, 0)
+        return torch.lerp(_polynomial(z, c0, c1, c2), z.clamp(min=0), gate.expand_as(z))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (delta,) = grads
+        z, m, c0, c1, c2 = ctx.saved_tensors
+        gate = m.to(z.dtype)
+        plain = c0 is None and c1 is None and c2 is None
+        grad_z = grad_m = None
+        if ctx.needs_input_grad[0]:
+            slope = 1 if c1 is None else c1.to(z.dtype)
+            if c2 is not None:
+                slope = slope + 2 * c2.to(z.dtype) * z
+            grad_z = delta * (gate * (z > 0) + (1 - gate) * slope)
+        if ctx.needs_input_grad[1]:
+            gap = -z.clamp(max=0) if plain else z.clamp(min=0) - _polynomial(z, c0, c1, c2)
+            grad_m = _reduce(delta * gap, m)
+        grad_c: list[Tensor | None] = [None, None, None]
+        if any(ctx.needs_input_grad[2:]):
+            power = delta * (1 - gate)
+            for degree, coefficient in enumerate((c0, c1, c2)):
+                if ctx.needs_input_grad[2 + degree]:
+                    grad_c[degree] = _reduce(power, coefficient)
+                power = power * z
+        return grad_z, grad_m, *grad_c
+
+
+def _polynomial(z: Tensor, c0: Tensor | None, c1: Tensor | None, c2: Tensor | None) -> Tensor:
+    """c0 + c1 z + c2 z^2 in the type of ``z``, by Horner."""
+    value = z if c1 is None else z * c1.to(z.dtype)
+    if c2 is not None:
+        value = torch.addcmul(value, z * z, c2.to(z.dtype))
+    return value if c0 is None else value + c0.to(z.dtype)
+
+
+def _reduce(grad: Tensor, like: Tensor) -> Tensor:
+    """Sum ``grad [B, *shape]`` over the batch and over what ``like`` was broadcast along."""
+    return grad.sum(0, dtype=like.dtype).sum_to_size(like.shape)
+
+
+class MaskedActivation(nn.Module):
+    """The module at a site: a kept element goes through ReLU, any other through the surrogate.
+
+    Trained coefficients are the parameters ``c0``, ``c1``, ``c2``, of shape ``[C, 1, 1]`` or of the site; those that a
+    surrogate fixes are ``None``.
+    """
+
+    keep: Tensor
+    c0: nn.Parameter | None
+    c1: nn.Parameter | None
+    c2: nn.Parameter | None
+
+    def __init__(self, site: ActivationSite, surrogate: Surrogate) -> None:
+        super().__init__()
+        self.site, self.surrogate = site, surrogate
+        self.register_buffer("keep", torch.ones(site.shape, dtype=torch.bool), persistent=False)
+        start = surrogate.fit(torch.zeros(site.shape[0]), torch.ones(site.shape[0]))
+        for name, term, value in zip(("c0", "c1", "c2"), surrogate.terms, start, strict=True):
+            self.register_parameter(name, self._parameter(term, value))
+
+    def _shaped(self, term: Term, value: Float[Tensor, "C"]) -> Tensor:
+        column = value.reshape(-1, *[1] * (len(self.site.shape) - 1))
+        return column.expand(self.site.shape).clone() if term == "element" else column.clone()
+
+    def _parameter(self, term: Term, value: Float[Tensor, "C"]) -> nn.Parameter | None:
+        return None if term in ("zero", "one") else nn.Parameter(self._shaped(term, value))
+
+    @torch.no_grad()
+    def start(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> None:
+        """Set the trained coefficients to their best fit of ReLU for an input of that mean and deviation a channel."""
+        fit = self.surrogate.fit(mean, std)
+        for parameter, term, value in zip((self.c0, self.c1, self.c2), self.surrogate.terms, fit, strict=True):
+            if parameter is not None:
+                parameter.copy_(self._shaped(term, value))
+
+    def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return c0, c1, c2 as a secure program needs them, each broadcastable to the site's shape."""
+        fixed = {"zero": torch.zeros(()), "one": torch.ones(())}
+        values = [
+            fixed[term].to(self.keep.device) if parameter is None else parameter.detach() * scale
+            for parameter, term, scale in zip(
+                (self.c0, self.c1, self.c2), self.surrogate.terms, self.surrogate.scales, strict=True
+            )
+        ]
+        return values[0], values[1], values[2]
+
+    def terms(self) -> Coefficients:
+        """Return c0, c1, c2 for :class:`BlendedReLU`, with gradients; ``None`` for c0 = 0, c1 = 1, c2 = 0."""
+        c1: Tensor | None = self.c1
+        if c1 is None and self.surrogate.terms[1] == "zero":
+            c1 = torch.zeros((), device=self.keep.device)
+        scale = self.surrogate.scales[2]
+        return self.c0, c1, None if self.c2 is None else self.c2 * scale
+
+    def forward(self, z: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """Return ``where(keep, relu(z), surrogate(z))``, of the shape of ``z``."""
+        c0, c1, c2 = self.terms()
+        if c0 is None and c1 is None and c2 is None:
+            return z.masked_fill(self.keep & (z < 0), 0.0)
+        return torch.where(self.keep, z.relu(), _polynomial(z, c0, c1, c2))
+
+    def extra_repr(self) -> str:
+        return f"{self.site.name}: {int(self.keep.sum()):,} of {self.site.relus:,} kept, else {self.surrogate.name}"
+
+
+Gate = TypeVar("Gate", bound=nn.Module)
+
+
+class MaskedModel(nn.Module):
+    """A network with one :class:`MaskedActivation` a site. Made by :func:`attach`.
+
+    Attributes:
+        model: the copy of the user's network; its ``state_dict`` has the names it always had.
+        activations: the site modules, in the order of ``sites``.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites, surrogate: Surrogate) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.sites = sites
+        self.surrogate = surrogate
+        self.activations = nn.ModuleList([MaskedActivation(site, surrogate) for site in sites.values()])
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.activations.to(device)
+        self._stack = OwnerStack()
+        self._stack.watch(self.model)
+        self._order = {name: index for index, name in enumerate(sites)}
+        self._leaves = activation_modules(self.model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the user's network returns, its activations masked.
+
+        Raises:
+            SiteError: the ReLUs that fire are not the sites that were found.
+            ShapeError: a site gets an input of another shape than it was found with.
+        """
+        self._stack.paths.clear()
+        calls = _Interception(self)
+        with calls:
+            output = self.model(*args, **kwargs)
+        if len(calls.fired) != len(self.sites):
+            silent = [name for name in self.sites if self._order[name] not in calls.fired]
+            raise SiteError(
+                f"{len(silent)} of {len(self.sites)} sites did not fire in this pass, first {silent[0]} "
+                f"({self.sites[silent[0]].line}): the forward pass depends on data or mode; make it the same each time"
+            )
+        return output
+
+    @property
+    def mask(self) -> Mask:
+        """What is kept now."""
+        return Mask({a.site.name: a.keep for a in self.masked()})
+
+    def masked(self) -> list[MaskedActivation]:
+        """Return the site modules.
+
+        Raises:
+            SiteError: gates stand in their place just now.
+        """
+        modules = [a for a in self.activations if isinstance(a, MaskedActivation)]
+        if len(modules) != len(self.sites):
+            raise SiteError("the model has gates attached; leave the `with model.gates(...)` block first")
+        return modules
+
+    def set_mask(self, mask: Mask) -> "MaskedModel":
+        """Set which ReLUs are kept, in place, and return the model itself.
+
+        Raises:
+            ShapeError: the mask is of other sites.
+        """
+        if mask.shapes != {name: site.shape for name, site in self.sites.items()}:
+            raise ShapeError(
+                f"the mask is of {len(mask)} sites with {mask.total:,} ReLUs, the model has {self.sites!r}"
+            )
+        for activation in self.masked():
+            activation.keep.copy_(mask[activation.site.name])
+        return self
+
+    def with_mask(self, mask: Mask) -> "MaskedModel":
+        """Return a copy of the model that keeps the ReLUs of ``mask``."""
+        return copy.deepcopy(self).set_mask(mask)
+
+    def constants(self) -> list[nn.Parameter]:
+        """Return the trained coefficients of the surrogates."""
+        return list(self.activations.parameters())
+
+    @contextmanager
+    def gates(self, gate: Callable[[MaskedActivation], Gate]) -> Iterator[dict[str, Gate]]:
+        """Put ``gate(activation)`` at every site while inside; the masked activations come back on exit.
+
+        Yields:
+            the gates by site.
+        """
+        masked = self.masked()
+        gates = {a.site.name: gate(a) for a in masked}
+        try:
+            self.activations = nn.ModuleList(gates.values())
+            yield gates
+        finally:
+            self.activations = nn.ModuleList(masked)
+
+    @torch.no_grad()
+    def start_surrogates(self, images: Float[Tensor, "B ..."]) -> None:
+        """Fit the trained coefficients to the inputs that the sites see on ``images``, in evaluation mode."""
+        training = self.training
+        self.eval()
+        with self.gates(_Moments) as moments:
+            self(images)
+        for activation, seen in zip(self.masked(), moments.values(), strict=True):
+            activation.start(seen.mean, seen.std)
+        self.train(training)
+
+
+class _Moments(nn.Module):
+    """Lets everything through as ReLU and remembers mean and deviation of its input a channel."""
+
+    def __init__(self, activation: MaskedActivation) -> None:
+        super().__init__()
+        self.mean = self.std = torch.zeros(activation.site.shape[0])
+
+    def forward(self, z: Float[Tensor, "B C ..."]) -> Float[Tensor, "B C ..."]:
+        flat = z.transpose(0, 1).flatten(1).float()
+        self.mean, self.std = flat.mean(1), flat.std(1).clamp(min=1e-3)
+        return z.relu()
+
+
+class _Interception(TorchFunctionMode):
+    """Hands each ReLU call of one forward pass to the module of its site."""
+
+    def __init__(self, masked: MaskedModel) -> None:
+        super().__init__()
+        self.masked = masked
+        self.naming = Naming(masked._leaves)
+        self.fired: set[int] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        call = Call.read(func, args, kwargs)
+        if call is None or call.kind != "relu" or not call.input.is_floating_point():
+            return func(*args, **kwargs)
+        masked = self.masked
+        name = self.naming.name(masked._stack.top, "relu")
+        index = masked._order.get(name)
+        if index is None:
+            raise SiteError(
+                f"a ReLU fired at {calling_line()} ({name}) that was not there when the sites were found: the forward "
+                "pass depends on its data or mode; make it the same every time"
+            )
+        self.fired.add(index)
+        site = masked.sites[name]
+        if tuple(call.input.shape[1:]) != site.shape:
+            raise ShapeError(
+                f"site {name} got an input of shape {tuple(call.input.shape[1:])}, its mask is of {site.shape}: "
+                f"the model was linearized for inputs of shape {masked.sites.input_shape}"
+            )
+        output = masked.activations[index](call.input)
+        return call.input.copy_(output) if call.inplace else output
+
+
+def attach(model: nn.Module, sites: Sites, surrogate: Surrogate | None = None) -> MaskedModel:
+    """Return a copy of ``model`` with a mask at every site, all ReLUs kept: the same outputs as ``model``.
+
+    Args:
+        sites: from :func:`reluctant.find_sites` on the same model.
+        surrogate: what runs where a ReLU will be dropped; identity if not given.
+    """
+    return MaskedModel(model, sites, surrogate or Identity())

@@ -1,0 +1,428 @@
+"""Find every activation of a network, one site a call.
+
+The network runs once on an example under a torch function mode, which sees each call of an activation whatever its
+spelling: a module, a functional, a method, in place, a clamp at zero. Forward hooks say which module was running. A
+dispatch mode counts, one level below, the ReLUs that torch really computed; if the two counts differ, something was
+hidden from the first (a TorchScript function, say) and the network is refused rather than linearized in part.
+"""
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reluctant.errors import SiteError
+from reluctant.registry import unknown
+
+_RELU = {F.relu: False, torch.relu: False, Tensor.relu: False, torch.relu_: True, Tensor.relu_: True}
+_CLAMP = {torch.clamp: False, torch.clip: False, Tensor.clamp: False, Tensor.clip: False}
+_CLAMP |= {torch.clamp_: True, torch.clip_: True, Tensor.clamp_: True, Tensor.clip_: True}
+_CLAMP_MIN = {torch.clamp_min: False, Tensor.clamp_min: False, torch.clamp_min_: True, Tensor.clamp_min_: True}
+
+#: Functions that a secure run would pay for, or could not run at all, and that are no ReLU.
+_OTHER: dict[Callable[..., Any], str] = {
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.gelu: "gelu",
+    F.mish: "mish",
+    F.hardswish: "hardswish",
+    F.hardsigmoid: "hardsigmoid",
+    F.hardtanh: "hardtanh",
+    F.leaky_relu: "leaky_relu",
+    F.elu: "elu",
+    F.selu: "selu",
+    F.celu: "celu",
+    F.prelu: "prelu",
+    F.rrelu: "rrelu",
+    F.glu: "glu",
+    F.softplus: "softplus",
+    F.softsign: "softsign",
+    F.logsigmoid: "logsigmoid",
+    F.threshold: "threshold",
+    F.softmax: "softmax",
+    F.sigmoid: "sigmoid",
+    F.tanh: "tanh",
+    F.max_pool1d: "max_pool1d",
+    F.max_pool2d: "max_pool2d",
+    F.max_pool3d: "max_pool3d",
+    F.adaptive_max_pool2d: "adaptive_max_pool2d",
+}
+for _name in (
+    "sigmoid",
+    "tanh",
+    "maximum",
+    "minimum",
+    "abs",
+    "sign",
+    "where",
+    "gt",
+    "lt",
+    "ge",
+    "le",
+    "softmax",
+    "exp",
+):
+    for _owner in (torch, Tensor):
+        if hasattr(_owner, _name):
+            _OTHER[getattr(_owner, _name)] = _name
+for _name in ("max_pool1d", "max_pool2d", "max_pool3d", "prelu", "celu", "selu", "threshold"):
+    _OTHER[getattr(torch, _name)] = _name
+
+_HERE = Path(__file__).parent
+_TORCH = Path(torch.__file__).parent
+
+#: Module class and functional name of each activation that :func:`swap_activations` knows.
+_MODULES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "hardtanh": nn.Hardtanh,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+@dataclass(frozen=True)
+class ActivationSite:
+    """One call of a ReLU in a network's forward pass.
+
+    Args:
+        name: stable: the path of the ReLU module, or ``path:relu`` of the module whose forward calls a function; a
+            second call of the same is ``...#2``.
+        owner: path of the module that was running.
+        shape: of one sample, without the batch.
+        order: place in the forward pass, from 0.
+        line: file and line of the call in the user's code.
+        inplace: whether the call overwrites its input.
+    """
+
+    name: str
+    owner: str
+    shape: tuple[int, ...]
+    order: int
+    line: str = ""
+    inplace: bool = False
+
+    @property
+    def relus(self) -> int:
+        """ReLUs an image: the product of ``shape``."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class OtherActivation:
+    """One call of a non-linear function that is not a ReLU: SiLU, ReLU6, max-pooling, a comparison, ..."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    line: str = ""
+
+    @property
+    def elements(self) -> int:
+        """Outputs an image."""
+        return math.prod(self.shape)
+
+
+class Sites(Mapping[str, ActivationSite]):
+    """The ReLU sites of one network at one input shape, in the order of its forward pass. Immutable.
+
+    Attributes:
+        input_shape: of one sample.
+        other: the non-linear calls that are no ReLU; methods leave them alone.
+    """
+
+    def __init__(
+        self,
+        sites: tuple[ActivationSite, ...],
+        *,
+        input_shape: tuple[int, ...] = (),
+        other: tuple[OtherActivation, ...] = (),
+    ) -> None:
+        self._by_name = {site.name: site for site in sites}
+        self.input_shape = input_shape
+        self.other = other
+
+    def __getitem__(self, name: str) -> ActivationSite:
+        if name not in self._by_name:
+            raise unknown("site", name, list(self._by_name))
+        return self._by_name[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __repr__(self) -> str:
+        return f"Sites({len(self)} sites, {self.total:,} ReLUs)"
+
+    @property
+    def total(self) -> int:
+        """ReLUs of one inference with one image."""
+        return sum(site.relus for site in self.values())
+
+
+class Call:
+    """What a torch function call is to us: a ReLU (``kind == "relu"``), another activation, or nothing."""
+
+    __slots__ = ("inplace", "input", "kind")
+
+    def __init__(self, kind: str, tensor: Tensor, inplace: bool) -> None:
+        self.kind, self.input, self.inplace = kind, tensor, inplace
+
+    @classmethod
+    def read(cls, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Call | None":
+        """Return how the call ``func(*args, **kwargs)`` counts, or ``None`` if it is no activation at all."""
+        if func in _RELU:
+            inplace = _RELU[func] or bool(kwargs.get("inplace", len(args) > 1 and args[1]))
+            return cls("relu", args[0] if args else kwargs["input"], inplace)
+        if func in _CLAMP:
+            bounds = dict(zip(("min", "max"), args[1:], strict=False)) | dict(kwargs)
+            zero = _is_zero(bounds.get("min")) and bounds.get("max") is None
+            return cls("relu" if zero else "clamp", args[0] if args else kwargs["input"], _CLAMP[func])
+        if func in _CLAMP_MIN:
+            bound = args[1] if len(args) > 1 else kwargs.get("min")
+            return cls("relu" if _is_zero(bound) else "clamp", args[0] if args else kwargs["input"], _CLAMP_MIN[func])
+        if func is F.hardtanh and args[1:3] == (0.0, 6.0):
+            return cls("relu6", args[0], False)
+        if func in _OTHER:
+            tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+            return None if tensor is None else cls(_OTHER[func], tensor, False)
+        return None
+
+
+def _is_zero(bound: object) -> bool:
+    return isinstance(bound, int | float) and bound == 0
+
+
+class OwnerStack:
+    """The paths of the modules that are running, innermost last; kept by two hooks a module.
+
+    The hooks are objects, not closures, so a deep copy of the model carries a stack of its own.
+    """
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    @property
+    def top(self) -> str:
+        return self.paths[-1] if self.paths else ""
+
+    def watch(self, model: nn.Module) -> list[Any]:
+        """Hook every module of ``model``; return the handles that take the hooks off again."""
+        handles: list[Any] = []
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(_Enter(self, path)))
+            handles.append(module.register_forward_hook(_Leave(self), always_call=True))
+        return handles
+
+
+class _Enter:
+    def __init__(self, stack: OwnerStack, path: str) -> None:
+        self.stack, self.path = stack, path
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self.stack.paths.append(self.path)
+
+
+class _Leave:
+    def __init__(self, stack: OwnerStack) -> None:
+        self.stack = stack
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.stack.paths.pop()
+
+
+def activation_modules(model: nn.Module) -> frozenset[str]:
+    """Return the paths of torch's own activation modules (``nn.ReLU``, ...), whose path names their calls."""
+    return frozenset(p for p, m in model.named_modules() if p and type(m).__module__ == nn.ReLU.__module__)
+
+
+class Naming:
+    """Gives each activation call of one forward pass its name, the same in every pass."""
+
+    def __init__(self, leaves: frozenset[str]) -> None:
+        self.leaves = leaves
+        self.seen: dict[str, int] = {}
+
+    def name(self, owner: str, kind: str) -> str:
+        """Return the name of the next call of ``kind`` in ``owner``."""
+        base = owner if owner in self.leaves else f"{owner}:{kind}"
+        self.seen[base] = count = self.seen.get(base, 0) + 1
+        return base if count == 1 else f"{base}#{count}"
+
+
+class _Finder(TorchFunctionMode):
+    """Writes down every activation call of one forward pass."""
+
+    def __init__(self, stack: OwnerStack, naming: Naming) -> None:
+        super().__init__()
+        self.stack, self.naming = stack, naming
+        self.sites: list[ActivationSite] = []
+        self.other: list[OtherActivation] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        call = Call.read(func, args, kwargs)
+        if call is None or not call.input.is_floating_point():
+            return func(*args, **kwargs)
+        owner, line = self.stack.top, calling_line()
+        name, shape = self.naming.name(owner, call.kind), tuple(call.input.shape[1:])
+        if call.kind != "relu":
+            output = func(*args, **kwargs)
+            if isinstance(output, Tensor):
+                shape = tuple(output.shape[1:])
+            self.other.append(OtherActivation(name, call.kind, shape, line))
+            return output
+        if not torch.is_grad_enabled():
+            raise SiteError(
+                f"the ReLU at {line} (in {owner or 'the model'}) runs without gradients, inside torch.no_grad or an "
+                "autograd.Function; a linearized one could not be trained: call the ReLU outside of it"
+            )
+        self.sites.append(ActivationSite(name, owner, shape, len(self.sites), line, call.inplace))
+        return func(*args, **kwargs)
+
+
+class _Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the ReLUs that torch computes, however they were called."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__.rstrip("_")
+        bounds = dict(zip(("min", "max"), args[1:], strict=False)) | dict(kwargs)
+        zero = _is_zero(bounds.get("min")) and bounds.get("max") is None
+        if (name == "relu" or (name in ("clamp", "clamp_min") and zero)) and args[0].is_floating_point():
+            self.count += 1
+        return func(*args, **kwargs)
+
+
+def calling_line() -> str:
+    """Return ``file.py:12`` of the nearest caller that is neither torch nor this package's machinery."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_back is not None:
+        path = Path(frame.f_code.co_filename)
+        if not path.is_relative_to(_TORCH) and path.parent != _HERE:
+            return f"{path.name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"
+
+
+@contextmanager
+def _as_found(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode while inside; every module's own mode back on exit."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def find_sites(model: nn.Module, example: Tensor) -> Sites:
+    """Return every ReLU call of ``model`` on ``example``, as sites, and the other non-linear calls beside them.
+
+    The model is run once in evaluation mode and is left as it was. A hand-made ReLU (``x * (x > 0)``) is no site; its
+    comparison is listed in ``other``.
+
+    Args:
+        model: any network; compiled and scripted ones are refused.
+        example: one input with its batch dimension, for instance ``[1, 3, 32, 32]``.
+
+    Raises:
+        SiteError: the model does not run on ``example``, hides ReLUs from Python, runs them without gradients, or has
+            none.
+    """
+    _refuse_opaque(model)
+    stack = OwnerStack()
+    finder, computed = _Finder(stack, Naming(activation_modules(model))), _Computed()
+    device = next((p.device for p in model.parameters()), example.device)
+    handles = stack.watch(model)
+    try:
+        with _as_found(model), torch.enable_grad(), computed, finder:
+            model(example.to(device))
+    except SiteError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SiteError(
+            f"the model does not run on an input of shape {tuple(example.shape)}: {type(error).__name__}: {reason}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if computed.count != len(finder.sites):
+        raise SiteError(
+            f"the model computes {computed.count} ReLUs on its example but only {len(finder.sites)} can be seen from "
+            "Python; the others sit in a TorchScript or C++ function: call torch.relu from Python there"
+        )
+    if not finder.sites:
+        kinds = sorted({call.kind for call in finder.other})
+        hint = f"; it has {', '.join(kinds)}: see swap_activations" if kinds else ""
+        raise SiteError(f"the model has no ReLU{hint}")
+    return Sites(tuple(finder.sites), input_shape=tuple(example.shape[1:]), other=tuple(finder.other))
+
+
+def _refuse_opaque(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise SiteError(f"{path or 'the model'} is TorchScript, whose calls cannot be seen; pass the Python module")
+        if hasattr(module, "_orig_mod"):
+            raise SiteError(f"{path or 'the model'} is compiled; pass the module that was given to torch.compile")
+
+
+def swap_activations(model: nn.Module, old: str, new: str) -> nn.Module:
+    """Return a copy of ``model`` whose ``old`` activation modules are ``new`` ones, untrained for the change.
+
+    Only modules are swapped (``nn.SiLU``); a functional call (``F.silu``) stays, and stays listed by
+    :func:`find_sites`.
+
+    Args:
+        old, new: ``relu``, ``silu``, ``gelu``, ``hardswish``, ``relu6``, ...
+
+    Raises:
+        UnknownName: a name that is none of these.
+        SiteError: the model has no module of the old kind.
+    """
+    for name in (old, new):
+        if name not in _MODULES:
+            raise unknown("activation", name, list(_MODULES))
+    swapped = copy.deepcopy(model)
+    places = [
+        (parent, name)
+        for parent in swapped.modules()
+        for name, child in parent.named_children()
+        if type(child) is _MODULES[old]
+    ]
+    if not places:
+        raise SiteError(f"the model has no {_MODULES[old].__name__} module to swap")
+    for parent, name in places:
+        setattr(parent, name, _MODULES[new]())
+    return swapped

@@ -1,0 +1,182 @@
+"""What runs where a ReLU is dropped.
+
+Every surrogate is a polynomial ``c0 + c1 z + c2 z^2`` whose coefficients are fixed (0 or 1) or trained, per channel or
+per element. A surrogate knows what it must compute on secret shares, so it can be priced: under most protocols an
+identity or a private bias costs nothing, a private slope more than the ReLU it replaced.
+
+Initial coefficients are least-squares fits of ReLU for a normally distributed input of mean u and deviation s
+(Hermite projection; AutoReP, arXiv:2308.10134, "distribution-aware polynomial"): with ``phi`` the standard normal
+density and ``Phi`` its distribution function at u/s,
+
+    degree 1:  c1 = Phi                    c0 = s phi
+    degree 2:  c2 = phi / (2 s)            c1 = Phi - u phi / s        c0 = s phi / 2 + u^2 phi / (2 s)
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reluctant.errors import UsageError
+from reluctant.registry import unknown
+
+#: How a coefficient is stored: fixed at 0, fixed at 1, or trained with one value a channel or an element.
+Term = Literal["zero", "one", "channel", "element"]
+Track = Literal["free", "affine", "polynomial"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surrogate:
+    """A polynomial of degree at most 2 that stands in for a dropped ReLU.
+
+    Attributes:
+        terms: how c0, c1 and c2 are stored.
+        operations: what it computes on shares, an element: ``add`` and ``multiply`` by a private constant, ``square``.
+    """
+
+    name: ClassVar[str]
+    terms: ClassVar[tuple[Term, Term, Term]]
+    operations: ClassVar[tuple[str, ...]]
+
+    @property
+    def track(self) -> Track:
+        """``free`` if a dropped ReLU costs nothing in an engine, else ``affine`` (slopes) or ``polynomial``."""
+        if "square" in self.operations:
+            return "polynomial"
+        return "affine" if "multiply" in self.operations else "free"
+
+    @property
+    def scales(self) -> tuple[float, float, float]:
+        """Fixed factors in front of the stored c0, c1 and c2."""
+        return (1.0, 1.0, 1.0)
+
+    def fit(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return c0, c1, c2 per channel, the best of this form for an input of normal distribution.
+
+        Args:
+            mean, std: of the activation's input, a channel.
+        """
+        return identity_fit(mean)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the name and settings as a JSON object."""
+        return {"name": self.name, **asdict(self)}
+
+
+def _normal(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Density and distribution function of the standard normal at mean / std."""
+    ratio = mean / std
+    return torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi), torch.special.ndtr(ratio)
+
+
+def identity_fit(mean: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the coefficients of ``z`` itself."""
+    return torch.zeros_like(mean), torch.ones_like(mean), torch.zeros_like(mean)
+
+
+def affine_fit(mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the least-squares line to ReLU under a normal input, as c0, c1, c2 = 0."""
+    phi, cdf = _normal(mean, std)
+    return std * phi, cdf, torch.zeros_like(mean)
+
+
+def quadratic_fit(mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the least-squares parabola to ReLU under a normal input, as c0, c1, c2."""
+    phi, cdf = _normal(mean, std)
+    return std * phi / 2 + mean**2 * phi / (2 * std), cdf - mean * phi / std, phi / (2 * std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(Surrogate):
+    """z. Free everywhere."""
+
+    name: ClassVar[str] = "identity"
+    terms: ClassVar[tuple[Term, Term, Term]] = ("zero", "one", "zero")
+    operations: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(Surrogate):
+    """z + b, with one trained private bias an element. Free: adding a private constant is local."""
+
+    name: ClassVar[str] = "shift"
+    terms: ClassVar[tuple[Term, Term, Term]] = ("element", "one", "zero")
+    operations: ClassVar[tuple[str, ...]] = ("add",)
+
+    def fit(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
+        phi, cdf = _normal(mean, std)
+        return mean * cdf + std * phi - mean, torch.ones_like(mean), torch.zeros_like(mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Surrogate):
+    """b, one trained private value an element. Free."""
+
+    name: ClassVar[str] = "constant"
+    terms: ClassVar[tuple[Term, Term, Term]] = ("element", "zero", "zero")
+    operations: ClassVar[tuple[str, ...]] = ("add",)
+
+    def fit(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
+        phi, cdf = _normal(mean, std)
+        return mean * cdf + std * phi, torch.zeros_like(mean), torch.zeros_like(mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(Surrogate):
+    """a z + b, trained a channel. The private slope costs a product an element."""
+
+    name: ClassVar[str] = "affine"
+    terms: ClassVar[tuple[Term, Term, Term]] = ("channel", "channel", "zero")
+    operations: ClassVar[tuple[str, ...]] = ("multiply", "add")
+
+    def fit(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
+        return affine_fit(mean, std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadratic(Surrogate):
+    """scale c2 z^2 + c1 z + c0, trained a channel. Costs a square and two private products an element.
+
+    Args:
+        scale: fixed factor of the square (AutoReP's released scripts: 0.1 on CIFAR, 0.2 small CIFAR-10, 2 on
+            Tiny-ImageNet). A small one slows the square's learning and so keeps deep networks stable.
+    """
+
+    name: ClassVar[str] = "quadratic"
+    terms: ClassVar[tuple[Term, Term, Term]] = ("channel", "channel", "channel")
+    operations: ClassVar[tuple[str, ...]] = ("square", "multiply", "multiply", "add")
+    scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise UsageError(f"quadratic surrogate: scale is {self.scale}, expected a number above zero")
+
+    @property
+    def scales(self) -> tuple[float, float, float]:
+        return (1.0, 1.0, self.scale)
+
+    def fit(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
+        return quadratic_fit(mean, std)
+
+
+SURROGATES: dict[str, type[Surrogate]] = {s.name: s for s in (Identity, Shift, Constant, Affine, Quadratic)}
+
+
+def surrogate_from_json(value: Any) -> Surrogate:
+    """Return the surrogate written by :meth:`Surrogate.to_json`, or named by a bare string.
+
+    Raises:
+        UnknownName: no such surrogate or setting.
+    """
+    settings = {"name": value} if isinstance(value, str) else dict(value)
+    name = str(settings.pop("name", ""))
+    if name not in SURROGATES:
+        raise unknown("surrogate", name, list(SURROGATES))
+    known = [f.name for f in fields(SURROGATES[name])]
+    for key in settings:
+        if key not in known:
+            raise unknown(f"setting of surrogate {name}", key, known)
+    return SURROGATES[name](**settings)
