@@ -1,0 +1,206 @@
+"""Steps that survive an interruption.
+
+A loop's order of images and its augmentation are functions of seed, epoch and step; everything else that a step reads
+is in its state. So a loop that is killed and started again with the same arguments ends with the same weights as one
+that was not.
+"""
+
+import io
+import json
+import logging
+import pickle
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from reluctant.errors import CheckpointError
+from reluctant.files import write_atomically
+from reluctant.task import Augmentation, Progress, Split, silent
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+log = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """What has a state that a loop keeps: models, optimizers, averages, a search's own counters."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+class Counters(dict[str, Any]):
+    """Plain values (numbers, strings, tensors) that a search wants kept with the loop's state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values."""
+        return dict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Take over the values of ``state``."""
+        self.update(state)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch and its place.
+
+    Args:
+        done: share of all steps that were taken before this one, from 0 to under 1.
+        last: the last step of its epoch.
+    """
+
+    epoch: int
+    index: int
+    done: float
+    last: bool
+    images: Float[Tensor, "B C H W"]
+    labels: Int64[Tensor, "B"]
+
+
+class Loop:
+    """Batches of one stretch of training, its optimizer steps, and its state on disk.
+
+    Args:
+        stage: its name; also of its files in ``directory``.
+        directory: where the state is kept; ``None`` keeps none.
+        settings: what the stretch was started with; a state of other settings is not continued.
+        save_seconds: at least so often the state is written; it always is after an epoch.
+
+    Example::
+
+        loop = Loop("train", train=task.train, augmentation=task.augmentation, epochs=10, batch=128, fabric=fabric)
+        network, optimizer = loop.setup(model, torch.optim.SGD(model.parameters(), 0.1))
+        for step in loop:
+            loop.take(F.cross_entropy(network(step.images), step.labels), optimizer)
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        *,
+        train: Split,
+        augmentation: Augmentation,
+        epochs: int,
+        batch: int,
+        fabric: "Fabric",
+        seed: int = 0,
+        directory: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        progress: Progress = silent,
+        save_seconds: float = 60.0,
+    ) -> None:
+        self.stage, self.augmentation, self.epochs, self.batch = stage, augmentation, epochs, batch
+        self.fabric, self.seed, self.progress, self.save_seconds = fabric, seed, progress, save_seconds
+        self.train = train.to(fabric.device)
+        self.directory = directory
+        self.settings = json.loads(json.dumps({"seed": seed, "epochs": epochs, "batch": batch, **(settings or {})}))
+        self.history: list[dict[str, float]] = []
+        self._kept: dict[str, Stateful] = {}
+        self._stopped = False
+
+    def setup(self, model: nn.Module, *optimizers: torch.optim.Optimizer, **state: Stateful) -> tuple[Any, ...]:
+        """Return ``model`` and ``optimizers`` on the loop's device, and load the state of an interrupted run.
+
+        Args:
+            state: what else a step reads and changes.
+        """
+        wrapped = self.fabric.setup(model, *optimizers)
+        result = wrapped if isinstance(wrapped, tuple) else (wrapped,)
+        self._kept = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}, **state}
+        return result
+
+    def __iter__(self) -> Iterator[Step]:
+        """Yield the steps that are left. What the body does at the last step of an epoch belongs to that epoch."""
+        epoch, index = self._resume()
+        steps = self.train.steps(self.batch)
+        saved = time.monotonic()
+        ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
+        while epoch < self.epochs:
+            batches = self.train.epoch(self.batch, (self.seed, epoch), self.augmentation, start=index, **ranks)
+            for images, labels in batches:
+                last = index == steps - 1
+                yield Step(epoch, index, (epoch * steps + index) / (self.epochs * steps), last, images, labels)
+                index += 1
+                self.progress(self.stage, epoch * steps + index, self.epochs * steps, **self._latest())
+                if self._stopped:
+                    self._save(self.epochs, 0)
+                    return
+                if not last and time.monotonic() - saved > self.save_seconds:
+                    self._save(epoch, index)
+                    saved = time.monotonic()
+            epoch, index = epoch + 1, 0
+            self._save(epoch, index)
+            saved = time.monotonic()
+
+    def take(
+        self, loss: Tensor, *optimizers: torch.optim.Optimizer, clip: tuple[nn.Module, float] | None = None
+    ) -> None:
+        """Go one step down the gradient of ``loss`` (a scalar); ``clip`` bounds the norm of a model's gradient."""
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if clip is not None:
+            nn.utils.clip_grad_norm_(clip[0].parameters(), clip[1])
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def note(self, **metrics: float) -> None:
+        """Add a line to the loop's history, which also goes to ``<stage>.metrics.jsonl``."""
+        self.history.append(metrics)
+        log.info("%s %s", self.stage, " ".join(f"{key}={value:.4g}" for key, value in metrics.items()))
+
+    def stop(self) -> None:
+        """End the loop after this step: there is nothing left to do."""
+        self._stopped = True
+
+    def _latest(self) -> dict[str, float]:
+        return {k: v for k, v in (self.history[-1] if self.history else {}).items() if k != "epoch"}
+
+    @property
+    def _file(self) -> Path | None:
+        return None if self.directory is None else self.directory / f"{self.stage}.state"
+
+    def _save(self, epoch: int, index: int) -> None:
+        if self._file is None or self.fabric.global_rank != 0:
+            return
+        buffer = io.BytesIO()
+        state = {
+            "settings": self.settings,
+            "epoch": epoch,
+            "index": index,
+            "history": self.history,
+            "random": torch.get_rng_state(),
+            **{f"kept/{name}": thing.state_dict() for name, thing in self._kept.items()},
+        }
+        torch.save(state, buffer)
+        write_atomically(self._file, buffer.getvalue())
+        lines = "".join(json.dumps(line) + "\n" for line in self.history)
+        write_atomically(self._file.with_suffix(".metrics.jsonl"), lines.encode())
+
+    def _resume(self) -> tuple[int, int]:
+        """Load the state file, if there is one of the same settings; return where to go on."""
+        if self._file is None or not self._file.exists():
+            return 0, 0
+        try:
+            state = torch.load(self._file, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{self._file} is damaged; delete it to start {self.stage} again") from error
+        if state["settings"] != self.settings:
+            raise CheckpointError(
+                f"{self._file} is of a run with other settings; choose another --out, or delete it to start again"
+            )
+        for name, thing in self._kept.items():
+            thing.load_state_dict(state[f"kept/{name}"])
+        self.history = state["history"]
+        torch.set_rng_state(state["random"])
+        log.info("%s goes on at epoch %d, step %d", self.stage, state["epoch"], state["index"])
+        return int(state["epoch"]), int(state["index"])

@@ -1,0 +1,96 @@
+"""What a method is."""
+
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from reluctant.errors import UsageError
+from reluctant.mask import Mask
+from reluctant.masked import MaskedModel
+from reluctant.registry import unknown
+from reluctant.surrogates import Identity, Surrogate, surrogate_from_json
+from reluctant.task import Job
+
+Self = TypeVar("Self", bound="Method")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Settings of one published way to fit a network's ReLUs into a budget, and the way itself.
+
+    Attributes:
+        name: as in the table of methods.
+        surrogate: what runs where a ReLU is dropped.
+    """
+
+    name: ClassVar[str]
+    surrogate: Surrogate = Identity()
+
+    @abstractmethod
+    def run(self, model: MaskedModel, job: Job) -> MaskedModel:
+        """Return ``model`` with its mask set, within ``job.limit``; its weights may have been trained."""
+
+    @property
+    def epochs(self) -> int:
+        """The most passes over the training split that the search may take."""
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the name and every setting as a JSON object."""
+        return {"name": self.name, **asdict(self), "surrogate": self.surrogate.to_json()}
+
+    @classmethod
+    def from_json(cls: type[Self], value: Mapping[str, Any]) -> Self:
+        """Return the method with the settings of ``value``; those not named keep their defaults.
+
+        Raises:
+            UnknownName: a setting that the method does not have.
+            UsageError: a value of another type than the setting's default.
+        """
+        settings = {key: item for key, item in value.items() if key != "name"}
+        known = {field.name: field.default for field in fields(cls)}
+        for key, item in settings.items():
+            if key not in known:
+                raise unknown(f"setting of method {cls.name}", key, list(known))
+            if key == "surrogate":
+                settings[key] = surrogate_from_json(item)
+            else:
+                settings[key] = _as_type_of(known[key], item, f"{cls.name}.{key}")
+        return cls(**settings)
+
+    @classmethod
+    def header(cls) -> str:
+        """Return the docstring of the method's file: paper, deviations, symbols."""
+        return inspect.getdoc(sys.modules[cls.__module__]) or ""
+
+
+def _as_type_of(default: Any, value: Any, where: str) -> Any:
+    """Return ``value`` (perhaps a string off the command line) in the type of ``default``."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[str(value).lower()]
+        if isinstance(default, int) and float(value) == int(float(value)):
+            return int(float(value))
+        if isinstance(default, float):
+            return float(value)
+        if isinstance(default, str):
+            return str(value)
+    except (KeyError, ValueError, TypeError):
+        pass
+    raise UsageError(f"{where} is {value!r}, expected a {type(default).__name__} such as {default!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskMethod(Method):
+    """A method that finds a mask; it may train the model's weights on the way."""
+
+    @abstractmethod
+    def search(self, model: MaskedModel, job: Job) -> Mask:
+        """Return the mask to keep, of cost at most ``job.limit`` under ``job.prices``."""
+
+    def run(self, model: MaskedModel, job: Job) -> MaskedModel:
+        """Return ``model`` with the mask that :meth:`search` finds."""
+        return model.set_mask(self.search(model, job))

@@ -1,0 +1,127 @@
+"""Selective Network Linearization.
+
+Paper:    Cho, Joshi, Reagen, Garg, Hegde. ICML 2022, arXiv:2202.02340.
+Deviates: the mask is projected exactly onto the budget by the size of the gates (the authors stop at the first epoch
+          under it and keep every gate above epsilon, 1-3 % below the budget). If the epochs run out first, the same
+          projection is made and its distance is logged (their code goes on above the budget without a word). The
+          teacher runs without gradients. Selection is on a held-out split, in the finetune (theirs is on the test set).
+          The rate of the gates may differ from that of the weights; by default it does not.
+Symbols:  alpha -> c, penalty -> lambda, threshold -> epsilon
+"""
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reluctant.loop import Counters, Loop
+from reluctant.mask import Mask
+from reluctant.masked import BlendedReLU, MaskedActivation, MaskedModel
+from reluctant.methods.base import MaskMethod
+from reluctant.task import Job
+from reluctant.training import distillation, frozen, logits
+
+log = logging.getLogger(__name__)
+
+
+class SoftGate(nn.Module):
+    """``alpha relu(z) + (1 - alpha) g(z)`` with one trained alpha a ReLU, unclamped, from 1."""
+
+    def __init__(self, activation: MaskedActivation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.alpha = nn.Parameter(torch.ones(activation.site.shape, device=activation.keep.device))
+
+    def forward(self, z: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        y: Tensor = BlendedReLU.apply(z, self.alpha, *self.activation.terms())  # type: ignore[no-untyped-call]
+        return y
+
+
+@dataclass(frozen=True, kw_only=True)
+class SNL(MaskMethod):
+    """Learn one soft gate an activation under an L1 penalty that grows until the budget holds.
+
+    Args:
+        lr, gate_lr: of Adam, for the weights and for the gates.
+        penalty: weight of the sum of absolute gates, at first.
+        growth: factor on the penalty after an epoch that set no new low of the count.
+        patience: epochs before the first growth.
+        threshold: a gate above it counts as a kept ReLU; signed, so a negative gate is a dropped one.
+        max_epochs: give up and project after so many.
+        temperature, distil: of the teacher's term.
+    """
+
+    name: ClassVar[str] = "snl"
+
+    lr: float = 1e-3  # released code, as is all that follows
+    gate_lr: float = 1e-3
+    penalty: float = 1e-5
+    growth: float = 1.1
+    patience: int = 5
+    threshold: float = 1e-2
+    max_epochs: int = 2000
+    batch: int = 128
+    temperature: float = 4.0
+    distil: float = 1.0
+
+    @property
+    def epochs(self) -> int:
+        return self.max_epochs
+
+    def search(self, model: MaskedModel, job: Job) -> Mask:
+        with model.gates(SoftGate) as gates:
+            self._train(model, gates, job)
+            alphas = {name: gate.alpha.detach().cpu() for name, gate in gates.items()}
+        mask = Mask.top(alphas, job.prices, job.limit)
+        above = self.kept(alphas) - mask.kept
+        if above > 0:
+            log.warning("snl: %d more gates were above %g than the budget allows when it ended", above, self.threshold)
+        return mask
+
+    def kept(self, alphas: dict[str, Tensor]) -> int:
+        """Return how many gates count as kept ReLUs."""
+        return sum(int((alpha > self.threshold).sum()) for alpha in alphas.values())
+
+    def next_penalty(self, penalty: float, epoch: int, kept: int, low: int) -> float:
+        """Return the penalty after ``epoch`` (from 0), given the count now and its lowest before: the growth rule."""
+        return penalty * self.growth if kept >= low and epoch >= self.patience else penalty
+
+    def _train(self, model: MaskedModel, gates: dict[str, SoftGate], job: Job) -> None:
+        alphas = [gate.alpha for gate in gates.values()]
+        chosen = {id(alpha) for alpha in alphas}
+        weights = [p for p in model.parameters() if id(p) not in chosen]
+        optimizer = torch.optim.Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": self.gate_lr}])
+        state = Counters(penalty=self.penalty, low=model.sites.total)
+        loop = Loop(
+            "search",
+            train=job.train,
+            augmentation=job.augmentation,
+            epochs=self.max_epochs,
+            batch=self.batch,
+            seed=job.seed,
+            fabric=job.fabric,
+            directory=job.directory,
+            settings={**asdict(self), "limit": job.limit},
+            progress=job.progress,
+        )
+        network, optimizer = loop.setup(model, optimizer, counters=state)
+        teacher = frozen(job.teacher, job.fabric)
+        for step in loop:
+            network.train()
+            output = logits(network(step.images))
+            loss = F.cross_entropy(output, step.labels)
+            loss = loss + self.distil * distillation(output, teacher(step.images), self.temperature)
+            size = torch.stack([alpha.abs().sum() for alpha in alphas]).sum()
+            loop.take(loss + state["penalty"] * size, optimizer)
+            if step.last:
+                values = {name: gate.alpha.detach() for name, gate in gates.items()}
+                kept = self.kept(values)
+                loop.note(epoch=step.epoch + 1, loss=float(loss.detach()), kept=kept, penalty=state["penalty"])
+                state["penalty"] = self.next_penalty(state["penalty"], step.epoch, kept, state["low"])
+                state["low"] = min(state["low"], kept)
+                if job.prices.cost({name: int((v > self.threshold).sum()) for name, v in values.items()}) <= job.limit:
+                    loop.stop()

@@ -1,0 +1,302 @@
+"""Train a network, measure one.
+
+:func:`evaluate` is the only reader of the test split's labels. Everything that trains selects on the validation split.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from reluctant.errors import UsageError
+from reluctant.loop import Counters, Loop
+from reluctant.masked import MaskedModel
+from reluctant.task import Progress, Split, Task, silent
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["auto", "32-true", "bf16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is trained: SGD with Nesterov momentum, linear warm-up, cosine to zero.
+
+    Args:
+        epochs: passes over the training split.
+        batch: images a step, over all devices.
+        lr: peak learning rate.
+        weight_decay: on weights of two dimensions and more; never on batch norm, biases or surrogates.
+        warmup: share of the steps in which the rate rises from zero.
+        label_smoothing: of the cross-entropy.
+        ema: decay a step of an average of the weights, which is then what is kept; 0 for none.
+        clip: bound on the gradient's norm; 0 for none.
+        temperature, distil: softmax temperature and weight of the teacher's term, where there is a teacher
+            (T = 4 and 1 in SNL and AutoReP).
+    """
+
+    epochs: int = 60
+    batch: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.05
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    clip: float = 0.0
+    temperature: float = 4.0
+    distil: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "lr", "temperature"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"training: {name} is {getattr(self, name)}, expected a value above zero")
+        for name in ("momentum", "warmup", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"training: {name} is {getattr(self, name)}, expected a value from 0 to under 1")
+
+
+#: The finetune after a mask search: SNL's (arXiv:2202.02340) is 100 epochs at 1e-3; ours is shorter and steeper.
+FINETUNE = Training(epochs=30, lr=0.02, warmup=0.1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How many of a split's images a predictor gets right."""
+
+    task: str
+    split: str
+    correct: int
+    n: int
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100 * self.correct / self.n
+
+
+def make_fabric(*, device: str = "auto", precision: Precision = "auto", input_shape: tuple[int, ...] = ()) -> "Fabric":
+    """Return the launched Fabric that training runs on.
+
+    ``auto`` precision is bf16 autocast on a GPU, and on a CPU that multiplies bf16 in hardware for images of 32 x 32
+    pixels and more (below that it does not pay), else float32.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:2`` for two of them.
+    """
+    import lightning_fabric
+
+    accelerator, _, devices = device.partition(":")
+    if accelerator not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:<how many>")
+    cuda = torch.cuda.is_available()
+    if accelerator == "cuda" and not cuda:
+        raise UsageError("device cuda was asked for, but torch finds none; use --device cpu")
+    on_gpu = accelerator != "cpu" and cuda
+    if precision == "auto":
+        pays = on_gpu or (math.prod(input_shape[-2:]) >= 1024 and torch.cpu._is_avx512_bf16_supported())
+        precision = "bf16-mixed" if pays else "32-true"
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    fabric = lightning_fabric.Fabric(
+        accelerator="cuda" if on_gpu else "cpu", devices=int(devices or 1), precision=precision
+    )
+    fabric.launch()
+    return fabric
+
+
+def logits(output: Any) -> Float[Tensor, "B K"]:
+    """Return the class scores in what a network returned: the tensor itself, or the first of several outputs."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    return output
+
+
+def frozen(model: nn.Module, fabric: "Fabric") -> Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B K"]]:
+    """Return a teacher: a copy of ``model`` in evaluation mode that gives class scores without gradients."""
+    teacher = copy.deepcopy(model).to(fabric.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def scores(images: Tensor) -> Tensor:
+        with fabric.autocast():
+            return logits(teacher(images)).float()
+
+    return scores
+
+
+def distillation(student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], temperature: float) -> Float[Tensor, ""]:
+    """Return ``T^2 KL(teacher || student)`` at temperature T, the mean over the batch (Hinton et al., 2015)."""
+    soft = F.log_softmax(student / temperature, 1)
+    return temperature**2 * F.kl_div(soft, F.softmax(teacher / temperature, 1), reduction="batchmean")
+
+
+def rate(done: float, warmup: float) -> float:
+    """Return the factor on the learning rate after the share ``done`` of all steps: linear up, then cosine to zero."""
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group, times the group's own ``factor`` if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("factor", 1.0)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters in two groups: those with weight decay and those without."""
+    constants = {id(p) for p in model.constants()} if isinstance(model, MaskedModel) else set()
+    decayed = [p for p in model.parameters() if p.dim() > 1 and id(p) not in constants]
+    chosen = {id(p) for p in decayed}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    training: Training | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    seed: int = 0,
+    fabric: "Fabric | None" = None,
+    directory: Path | None = None,
+    progress: Progress = silent,
+    stage: str = "train",
+) -> nn.Module:
+    """Return a trained copy of ``model``: the epoch that was best on the validation split, the last of equals.
+
+    Args:
+        teacher: distils into the copy, beside the labels.
+        directory: keeps the state of an interrupted run; the same call then goes on where it stopped.
+    """
+    training = training or Training()
+    fabric = fabric or make_fabric(input_shape=task.input_shape)
+    student = copy.deepcopy(model).to(fabric.device)
+    torch.manual_seed(seed)
+    optimizer = torch.optim.SGD(
+        parameter_groups(student, training.weight_decay), training.lr, training.momentum, nesterov=training.momentum > 0
+    )
+    average = _average(student, training.ema) if training.ema else None
+    best = Counters(accuracy=-1.0, weights={})
+    loop = Loop(
+        stage,
+        train=task.train,
+        augmentation=task.augmentation,
+        epochs=training.epochs,
+        batch=training.batch,
+        seed=seed,
+        fabric=fabric,
+        directory=directory,
+        settings=asdict(training),
+        progress=progress,
+    )
+    kept: dict[str, Any] = {"best": best} | ({} if average is None else {"average": average})
+    network, optimizer = loop.setup(student, optimizer, **kept)
+    scores = None if teacher is None else frozen(teacher, fabric)
+    for step in loop:
+        network.train()
+        set_rate(optimizer, training.lr * rate(step.done, training.warmup))
+        output = logits(network(step.images))
+        loss = F.cross_entropy(output, step.labels, label_smoothing=training.label_smoothing)
+        if scores is not None:
+            loss = loss + training.distil * distillation(output, scores(step.images), training.temperature)
+        loop.take(loss, optimizer, clip=(student, training.clip) if training.clip else None)
+        if average is not None:
+            average.update_parameters(student)
+        if step.last:
+            kept_model = student if average is None else average.module
+            accuracy = percent_correct(kept_model, task.val, fabric)
+            loop.note(epoch=step.epoch + 1, loss=float(loss.detach()), val=accuracy)
+            if accuracy >= best["accuracy"]:
+                weights = {name: tensor.detach().clone() for name, tensor in kept_model.state_dict().items()}
+                best.update(accuracy=accuracy, weights=weights)
+    student.load_state_dict(best["weights"])
+    return student.to("cpu").eval()
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+def finetune(
+    model: MaskedModel,
+    task: Task,
+    training: Training | None = None,
+    *,
+    teacher: nn.Module,
+    seed: int = 0,
+    fabric: "Fabric | None" = None,
+    directory: Path | None = None,
+    progress: Progress = silent,
+) -> MaskedModel:
+    """Return a copy of ``model`` trained further with its mask frozen, its weights and surrogates free.
+
+    Args:
+        teacher: the dense network.
+    """
+    return fit(  # type: ignore[return-value]
+        model,
+        task,
+        training or FINETUNE,
+        teacher=teacher,
+        seed=seed,
+        fabric=fabric,
+        directory=directory,
+        progress=progress,
+        stage="finetune",
+    )
+
+
+@torch.no_grad()
+def percent_correct(model: nn.Module, split: Split, fabric: "Fabric", *, batch: int = 500) -> float:
+    """Return the accuracy of ``model`` on ``split``, in percent, in evaluation mode and training precision."""
+    training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.long, device=fabric.device)
+    with fabric.autocast():
+        for images, labels in split.to(fabric.device).batches(batch):
+            correct += (logits(model(images)).argmax(1) == labels).sum()
+    model.train(training)
+    return 100 * int(correct) / len(split)
+
+
+Predictor = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B K"]]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module | Predictor, task: Task, split: Literal["val", "test"] = "test", *, batch: int = 250
+) -> Evaluation:
+    """Return how many images of ``split`` are classified right, in float32 on the CPU or wherever the model is.
+
+    Args:
+        model: a network (evaluated in evaluation mode and left in the mode it had) or any function from images to class
+            scores, for instance a secure engine.
+    """
+    if split not in ("val", "test"):
+        raise UsageError(f"unknown split {split!r}; expected val or test")
+    part: Split = getattr(task, split)
+    device = torch.device("cpu")
+    if isinstance(model, nn.Module):
+        device = next((p.device for p in model.parameters()), device)
+        training = model.training
+        model.eval()
+    correct = 0
+    for images, labels in part.batches(batch):
+        correct += int((logits(model(images.to(device))).argmax(1).cpu() == labels).sum())
+    if isinstance(model, nn.Module):
+        model.train(training)
+    return Evaluation(task.name, split, correct, len(part))
