@@ -149,8 +149,8 @@ class Mask(Mapping[str, Bool[Tensor, "..."]]):
         if not np.isfinite(value).all():
             bad = names[site[~np.isfinite(value)][0]]
             raise ShapeError(f"the scores of site {bad} hold NaN or infinity; lower the learning rate of the search")
-        relu = np.array([prices.by_site[name].relu for name in names])
-        alive = np.array([prices.by_site[name].alive for name in names])
+        relu = np.array([prices.by_site[name].relu for name in names], dtype=np.float64)
+        alive = np.array([prices.by_site[name].alive for name in names], dtype=np.float64)
         room = limit - prices.floor
         if alive.any() or len(set(relu)) > 1:
             value = value - value.min()

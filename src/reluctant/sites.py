@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ for _name in ("max_pool1d", "max_pool2d", "max_pool3d", "prelu", "celu", "selu",
     _OTHER[getattr(torch, _name)] = _name
 
 _HERE = Path(__file__).parent
-_TORCH = Path(torch.__file__).parent
+_MACHINERY = (Path(torch.__file__).parent, Path(jaxtyping.__file__).parent)
 
 #: Module class and functional name of each activation that :func:`swap_activations` knows.
 _MODULES: dict[str, type[nn.Module]] = {
@@ -202,8 +203,10 @@ class Call:
         if func in _CLAMP_MIN:
             bound = args[1] if len(args) > 1 else kwargs.get("min")
             return cls("relu" if _is_zero(bound) else "clamp", args[0] if args else kwargs["input"], _CLAMP_MIN[func])
-        if func is F.hardtanh and args[1:3] == (0.0, 6.0):
-            return cls("relu6", args[0], False)
+        if func is F.hardtanh:
+            bounds = dict(zip(("min_val", "max_val"), args[1:], strict=False)) | dict(kwargs)
+            kind = "relu6" if (bounds.get("min_val"), bounds.get("max_val")) == (0, 6) else "hardtanh"
+            return cls(kind, args[0], False)
         if func in _OTHER:
             tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
             return None if tensor is None else cls(_OTHER[func], tensor, False)
@@ -328,7 +331,8 @@ def calling_line() -> str:
     frame = sys._getframe(1)
     while frame is not None and frame.f_back is not None:
         path = Path(frame.f_code.co_filename)
-        if not path.is_relative_to(_TORCH) and path.parent != _HERE:
+        ours = path.parent == _HERE or any(path.is_relative_to(place) for place in _MACHINERY)
+        if not ours and not path.name.startswith("<@"):
             return f"{path.name}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"

@@ -7,7 +7,7 @@ split is carved from the published training set by a seed, so nothing is ever ch
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What long work tells whoever watches: ``done`` of ``total`` steps of ``stage``, and the latest metrics."""
 

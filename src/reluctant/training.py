@@ -83,8 +83,8 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """In percent."""
-        return 100 * self.correct / self.n
+        """Share of right answers, 0 to 1."""
+        return self.correct / self.n
 
 
 def make_fabric(*, device: str = "auto", precision: Precision = "auto", input_shape: tuple[int, ...] = ()) -> "Fabric":
@@ -218,12 +218,13 @@ def fit(
             average.update_parameters(student)
         if step.last:
             kept_model = student if average is None else average.module
-            accuracy = percent_correct(kept_model, task.val, fabric)
+            accuracy = share_correct(kept_model, task.val, fabric)
             loop.note(epoch=step.epoch + 1, loss=float(loss.detach()), val=accuracy)
             if accuracy >= best["accuracy"]:
                 weights = {name: tensor.detach().clone() for name, tensor in kept_model.state_dict().items()}
                 best.update(accuracy=accuracy, weights=weights)
     student.load_state_dict(best["weights"])
+    student.zero_grad(set_to_none=True)
     return student.to("cpu").eval()
 
 
@@ -261,8 +262,8 @@ def finetune(
 
 
 @torch.no_grad()
-def percent_correct(model: nn.Module, split: Split, fabric: "Fabric", *, batch: int = 500) -> float:
-    """Return the accuracy of ``model`` on ``split``, in percent, in evaluation mode and training precision."""
+def share_correct(model: nn.Module, split: Split, fabric: "Fabric", *, batch: int = 500) -> float:
+    """Return the share of ``split`` that ``model`` gets right, in evaluation mode and training precision."""
     training = model.training
     model.eval()
     correct = torch.zeros((), dtype=torch.long, device=fabric.device)
@@ -270,7 +271,7 @@ def percent_correct(model: nn.Module, split: Split, fabric: "Fabric", *, batch: 
         for images, labels in split.to(fabric.device).batches(batch):
             correct += (logits(model(images)).argmax(1) == labels).sum()
     model.train(training)
-    return 100 * int(correct) / len(split)
+    return int(correct) / len(split)
 
 
 Predictor = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B K"]]
@@ -278,7 +279,7 @@ Predictor = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B K"]]
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module | Predictor, task: Task, split: Literal["val", "test"] = "test", *, batch: int = 250
+    model: nn.Module | Predictor, task: Task, split: str = "test", *, batch: int = 250
 ) -> Evaluation:
     """Return how many images of ``split`` are classified right, in float32 on the CPU or wherever the model is.
 

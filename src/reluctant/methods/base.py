@@ -58,7 +58,7 @@ class Method(ABC):
             if key == "surrogate":
                 settings[key] = surrogate_from_json(item)
             else:
-                settings[key] = _as_type_of(known[key], item, f"{cls.name}.{key}")
+                settings[key] = as_type_of(known[key], item, f"{cls.name}.{key}")
         return cls(**settings)
 
     @classmethod
@@ -67,7 +67,7 @@ class Method(ABC):
         return inspect.getdoc(sys.modules[cls.__module__]) or ""
 
 
-def _as_type_of(default: Any, value: Any, where: str) -> Any:
+def as_type_of(default: Any, value: Any, where: str) -> Any:
     """Return ``value`` (perhaps a string off the command line) in the type of ``default``."""
     try:
         if isinstance(default, bool):

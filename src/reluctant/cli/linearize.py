@@ -1,0 +1,57 @@
+"""``reluctant linearize``: fit a trained network's ReLUs into a budget."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reluctant.cli.main import app, show
+from reluctant.cli.options import Data, Device, Download, Json, Out, RecipeFile, Seed, Settings
+from reluctant.cli.progress import ProgressView
+from reluctant.methods import METHODS
+
+
+@app.command()
+def linearize(
+    teacher: Annotated[Path, typer.Argument(help="Folder of the dense network, from `reluctant train`.")],
+    out: Out,
+    method: Annotated[
+        str | None, typer.Option("--method", help=", ".join(METHODS.names()) + ".", show_default=False)
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="ReLUs to keep: 50k, 12900, or a share, 10%.", show_default=False)
+    ] = None,
+    recipe: RecipeFile = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    data: Data = None,
+    download: Download = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Search which ReLUs to keep, within the budget exactly, then finetune with the dense network as teacher.
+
+    Defaults are each paper's main setting; --set method.KEY=VALUE and --set finetune.KEY=VALUE change one. Interrupted,
+    the same command goes on where it stopped.
+    """
+    from reluctant.checkpoints import load_origin
+    from reluctant.experiment import Machine, linearize_checkpoint
+    from reluctant.recipe import resolve
+
+    origin = load_origin(teacher)
+    chosen = {"method": {"name": method}, "budget": budget, "seed": seed}
+    with ProgressView(quiet=json) as progress:
+        record = linearize_checkpoint(
+            teacher,
+            resolve(recipe, chosen, settings, fixed={"task": origin.task, "model": origin.model}),
+            out,
+            Machine(data, download, device),
+            progress=progress,
+        )
+    relus, val = record.relus, 100 * (record.accuracy["val"] or 0)
+    show(
+        record.to_json(),
+        f"{out}: {relus['kept']:,} of {relus['total']:,} ReLUs at {relus['sites_kept']} of {relus['sites']} sites, "
+        f"{val:.2f} % on held-out images; next: reluctant evaluate {out}",
+        json,
+    )

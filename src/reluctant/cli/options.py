@@ -1,0 +1,28 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on standard output, and nothing else.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder with the data sets; else $RELUCTANT_DATA, else ./data.", show_default=False),
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch data that is missing, and check it.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or cuda:2 for two of them.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for checkpoint, record and metrics.", show_default=False)]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and masks; 0 if not given.")]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="TOML file with the settings that differ from the defaults.", show_default=False),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, as in finetune.epochs=10; may be repeated.", show_default=False),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option("--task", help="digits, cifar10, cifar100, fashion-mnist, tiny-imagenet, folder:/path/to/images."),
+]

@@ -1,0 +1,340 @@
+"""Whole experiments: what each command does, from a recipe or a folder to a checkpoint and a record in it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reluctant.checkpoints import FILE, Checkpoint, Origin, load_checkpoint, save_checkpoint, weights_digest
+from reluctant.costs.counting import count
+from reluctant.data import load_task, task_shape
+from reluctant.engines.base import Engine, SiteCost
+from reluctant.errors import UsageError
+from reluctant.linearize import linearize
+from reluctant.models import ModelSpec
+from reluctant.program.lower import lower
+from reluctant.provenance import describe_device
+from reluctant.recipe import Recipe
+from reluctant.records import Accuracy, NetworkCost, Record, Secure, describe_kept, load_records
+from reluctant.secure import SecureRun, as_masked, secure_run, twin_outputs
+from reluctant.task import Progress, Task, silent
+from reluctant.training import Evaluation, evaluate, finetune, fit, make_fabric
+
+SELECTION = "best epoch on a held-out tenth of the training set; test split read once, afterwards"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the data lies and what to compute on."""
+
+    data: Path | None = None
+    download: bool = False
+    device: str = "auto"
+
+    def task(self, name: str) -> Task:
+        """Return the task called ``name``, its data read from where it lies."""
+        return load_task(name, data=self.data, download=self.download)
+
+
+def open_model(name: str, task: str | None = None, machine: Machine | None = None) -> Checkpoint:
+    """Return the network that ``name`` means: a checkpoint's folder or file, a zoo name or ``path.py:function``.
+
+    Args:
+        task: gives classes and input shape to a network that is no checkpoint; digits if not given. No data is read,
+            but for ``folder`` tasks.
+    """
+    path = Path(name)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return load_checkpoint(path)
+    machine = machine or Machine()
+    spec = ModelSpec.parse(name)
+    classes, shape = task_shape(task or "digits", data=machine.data)
+    return Checkpoint(spec.build(classes, shape[0]).eval(), None, Origin(str(spec), task or "digits", classes, shape))
+
+
+def count_cost(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what one inference with one image computes: comparisons, surrogate operations, multiply-adds."""
+    masked = as_masked(checkpoint.model, checkpoint.example)
+    counted = count(checkpoint.dense, masked.sites, checkpoint.example).to_json()
+    mask, operations = masked.mask, masked.surrogate.operations
+    dropped = mask.total - mask.kept
+    counted["relus"] |= {
+        "kept": mask.kept,
+        "sites": len(mask),
+        "sites_kept": mask.sites_kept,
+        "kept_by_site": mask.by_site(),
+    }
+    counted["surrogates"] = {
+        "name": masked.surrogate.name,
+        "squares": dropped * operations.count("square"),
+        "slopes": dropped * operations.count("multiply"),
+        "biases": dropped * operations.count("add"),
+    }
+    return counted
+
+
+def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = silent) -> Record:
+    """Train the recipe's network, write its checkpoint and record to ``out``, and return the record.
+
+    An interrupted call goes on where it stopped when it is made again.
+
+    Raises:
+        UsageError: ``out`` holds a finished checkpoint already.
+    """
+    _refuse_finished(out)
+    begun = time.monotonic()
+    task = machine.task(recipe.task)
+    fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
+    torch.manual_seed(recipe.seed)
+    spec = ModelSpec.parse(recipe.model)
+    model = spec.build(len(task.classes), task.input_shape[0])
+    model = fit(model, task, recipe.training, seed=recipe.seed, fabric=fabric, directory=out, progress=progress)
+    val = evaluate(model, task, "val")
+    facts = {
+        "seed": recipe.seed,
+        "epochs": recipe.training.epochs,
+        "val": val.accuracy,
+        "n_val": val.n,
+        "recipe": public_recipe(recipe),
+        "selection": SELECTION,
+        "device": describe_device(str(fabric.device)),
+    }
+    origin = Origin(str(spec), task.name, len(task.classes), task.input_shape, facts=facts)
+    return _finish(out, model, origin, "train", time.monotonic() - begun, task)
+
+
+def linearize_checkpoint(
+    teacher: Path, recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = silent
+) -> Record:
+    """Linearize the network at ``teacher`` by the recipe's method, finetune it, write checkpoint and record to ``out``.
+
+    An interrupted call goes on where it stopped when it is made again.
+
+    Raises:
+        UsageError: no method or budget, a teacher that is linearized itself, or ``out`` is finished already.
+    """
+    _refuse_finished(out)
+    if recipe.method is None or recipe.budget is None:
+        raise UsageError("to linearize, name a method and a budget: --method snl --budget 10%")
+    begun = time.monotonic()
+    given = load_checkpoint(teacher)
+    if given.masked is not None:
+        raise UsageError(f"{teacher} is linearized already; give the dense network it was made of")
+    task = machine.task(recipe.task)
+    _check_fits(given.origin, task, teacher)
+    fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
+    torch.manual_seed(recipe.seed)
+    settings: dict[str, Any] = {"seed": recipe.seed, "fabric": fabric, "directory": out, "progress": progress}
+    small = linearize(given.dense, recipe.method, recipe.budget, task, **settings)
+    small = finetune(small, task, recipe.finetune, teacher=given.dense, **settings)
+    val = evaluate(small, task, "val")
+    facts = {
+        "seed": recipe.seed,
+        "epochs": recipe.method.epochs + recipe.finetune.epochs,
+        "val": val.accuracy,
+        "n_val": val.n,
+        "teacher": weights_digest(given.dense),
+        "recipe": public_recipe(recipe),
+        "selection": SELECTION,
+        "device": describe_device(str(fabric.device)),
+    }
+    origin = Origin(
+        given.origin.model,
+        task.name,
+        len(task.classes),
+        task.input_shape,
+        method=recipe.method.to_json(),
+        budget=recipe.budget,
+        facts=facts,
+    )
+    return _finish(out, small, origin, "linearize", time.monotonic() - begun, task)
+
+
+def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, progress: Progress = silent) -> Record:
+    """Return the record of the network's accuracy on the test split, read now or, if that was done, then.
+
+    Args:
+        twin: evaluate under the fixed point of a secure run, in one process and without cryptography.
+    """
+    begun = time.monotonic()
+    checkpoint = load_checkpoint(folder)
+    task = machine.task(checkpoint.origin.task)
+    _check_fits(checkpoint.origin, task, folder)
+    masked = as_masked(checkpoint.model, task.example)
+    digest = weights_digest(checkpoint.model)
+    place = folder if folder.is_dir() else folder.parent
+    for record in load_records([place]) if any(place.glob("*.record.json")) else []:
+        read = record.accuracy.get("twin" if twin else "test")
+        if record.kind == "evaluate" and record.checkpoint == digest and read is not None:
+            return record
+    if twin:
+        program = lower(masked)
+        found = evaluate(lambda images: torch.from_numpy(twin_outputs(program, images.numpy())), task, "test")
+    else:
+        found = evaluate(masked, task, "test")
+    record = evaluation_record(found, checkpoint.model, checkpoint.origin, time.monotonic() - begun, twin=twin)
+    record.save(place)
+    return record
+
+
+def run_checkpoint(
+    folder: Path, machine: Machine, *, engine: Engine, images: int, progress: Progress = silent
+) -> tuple[Record, SecureRun]:
+    """Run the first test images through the network at ``folder`` as private inference; return record and run."""
+    checkpoint = load_checkpoint(folder)
+    task = machine.task(checkpoint.origin.task)
+    _check_fits(checkpoint.origin, task, folder)
+    run = secure_run(checkpoint.model, task.images(images), engine=engine, progress=progress)
+    record = run_record(run, checkpoint.model, checkpoint.origin)
+    record.save(folder if folder.is_dir() else folder.parent)
+    return record, run
+
+
+def evaluation_record(
+    found: Evaluation, model: nn.Module, origin: Origin, seconds: float, *, twin: bool = False
+) -> Record:
+    """Return the record of an evaluation of ``model``."""
+    accuracy = _accuracy(origin)
+    if found.split == "val":
+        accuracy |= {"val": found.accuracy, "n_val": found.n}
+    elif twin:
+        accuracy |= {"twin": found.accuracy, "n_twin": found.n}
+    else:
+        accuracy |= {"test": found.accuracy, "n_test": found.n}
+    return Record(
+        kind="evaluate",
+        accuracy=accuracy,
+        seconds=seconds,
+        device=describe_device(),
+        **_about(model, origin),
+    )
+
+
+def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
+    """Return the record of a secure run of ``model``."""
+    security, part = run.engine.security, "dense" if origin.method is None else "linearized"
+    secure: Secure = {
+        "engine": run.engine.name,
+        "adversary": security.adversary,
+        "parties": security.parties,
+        "dealer": security.dealer,
+        "private": security.private,
+        "offline_included": security.offline_included,
+        "statement": security.statement,
+        "processes": run.run.processes,
+        "network": run.network,
+        "batch": run.run.batch,
+        "fraction_bits": run.run.fraction_bits,
+        part: network_cost(run),  # type: ignore[misc]
+    }
+    return Record(
+        kind="run",
+        accuracy=_accuracy(origin),
+        seconds=run.run.seconds + run.run.setup_seconds,
+        device=describe_device(),
+        secure=secure,
+        **_about(model, origin),
+    )
+
+
+def network_cost(run: SecureRun) -> NetworkCost:
+    """Return what one secure run cost, as records and cards hold it."""
+    measured = run.run
+    return {
+        "images": measured.images,
+        "argmax_equal_twin": run.argmax_equal_twin,
+        "max_abs_error_twin": run.max_abs_error_twin,
+        "comparisons": measured.comparisons,
+        "bytes": measured.bytes,
+        "messages": measured.messages,
+        "seconds": measured.seconds,
+        "setup_bytes": measured.setup_bytes,
+        "setup_seconds": measured.setup_seconds,
+        "by_site": [_site_row(site) for site in measured.by_site],
+    }
+
+
+def public_name(name: str) -> str:
+    """Return a model's or a task's name without the folders of a user's file: they are nobody's business."""
+    head, _, tail = name.partition(":")
+    if head == "folder":
+        return f"folder:{Path(tail).name}"
+    return f"{Path(head).name}:{tail}" if head.endswith(".py") else name
+
+
+def public_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the resolved recipe, without the folders of a user's files."""
+    return {**recipe.to_json(), "task": public_name(recipe.task), "model": public_name(recipe.model)}
+
+
+def _site_row(site: SiteCost) -> Any:
+    return {
+        "name": site.name,
+        "kept": site.kept,
+        "comparisons": site.comparisons,
+        "comparison_bytes": site.comparison_bytes,
+        "surrogate_bytes": site.surrogate_bytes,
+        "messages": site.messages,
+        "seconds": site.seconds,
+    }
+
+
+def _finish(out: Path, model: nn.Module, origin: Origin, kind: Any, seconds: float, task: Task) -> Record:
+    """Write checkpoint and record, then drop the states that an interrupted run would have needed."""
+    record = Record(
+        kind=kind,
+        accuracy=_accuracy(origin),
+        seconds=seconds,
+        device=str(origin.facts["device"]),
+        **_about(model, origin),
+    )
+    record.save(out)
+    save_checkpoint(out, model, origin)
+    for state in out.glob("*.state"):
+        state.unlink()
+    return record
+
+
+def _accuracy(origin: Origin) -> Accuracy:
+    facts = origin.facts
+    return {"val": facts.get("val"), "n_val": facts.get("n_val"), "test": None, "n_test": None}
+
+
+def _about(model: nn.Module, origin: Origin) -> dict[str, Any]:
+    """Return the keys of a record that say which network it is of."""
+    masked = as_masked(model, torch.zeros(1, *origin.input_shape))
+    mask, facts, surrogate = masked.mask, origin.facts, masked.surrogate
+    method: Mapping[str, Any] | None = origin.method
+    return {
+        "task": public_name(origin.task),
+        "model": public_name(origin.model),
+        "method": None if method is None else method["name"],
+        "budget": origin.budget,
+        "track": "free" if method is None else surrogate.track,
+        "surrogate": None if method is None else surrogate.name,
+        "squares": mask.total - mask.kept if surrogate.track == "polynomial" else 0,
+        "relus": {"total": mask.total, "kept": mask.kept, "sites": len(mask), "sites_kept": mask.sites_kept},
+        "mask": describe_kept(mask, mask.digest),
+        "checkpoint": weights_digest(model),
+        "seed": facts.get("seed", 0),
+        "epochs": facts.get("epochs"),
+        "recipe": facts.get("recipe"),
+        "selection": facts.get("selection"),
+    }
+
+
+def _refuse_finished(out: Path) -> None:
+    if (out / FILE).exists():
+        raise UsageError(f"{out} holds a finished checkpoint; choose another --out, or remove it first")
+
+
+def _check_fits(origin: Origin, task: Task, where: Path) -> None:
+    if (origin.classes, tuple(origin.input_shape)) != (len(task.classes), task.input_shape):
+        raise UsageError(
+            f"{where} is for {origin.classes} classes of images {tuple(origin.input_shape)}, task {task.name} has "
+            f"{len(task.classes)} of {task.input_shape}; name the task it was trained on"
+        )

@@ -1,0 +1,70 @@
+"""The verb: a network and a budget in, a network within the budget out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from reluctant.budget import Budget
+from reluctant.errors import BudgetError
+from reluctant.masked import MaskedModel, attach
+from reluctant.methods.base import Method
+from reluctant.prices import Prices
+from reluctant.sites import find_sites
+from reluctant.task import Job, Progress, Task, silent
+from reluctant.training import make_fabric
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def linearize(
+    model: nn.Module,
+    method: Method,
+    budget: str | int | Budget,
+    task: Task,
+    *,
+    seed: int = 0,
+    fabric: "Fabric | None" = None,
+    directory: Path | None = None,
+    progress: Progress = silent,
+) -> MaskedModel:
+    """Return a copy of ``model`` that keeps at most ``budget`` of its ReLUs; ``model`` itself is not changed.
+
+    The result is what the method's search leaves; most want :func:`reluctant.finetune` after it.
+
+    Args:
+        method: for instance ``SNL()``.
+        budget: ``"50k"``, ``"10%"`` or a number of ReLUs.
+        directory: keeps the state of an interrupted search; the same call then goes on where it stopped.
+
+    Raises:
+        BudgetError: the budget makes no sense for this model.
+        SiteError: the model's ReLUs cannot be found.
+
+    Example::
+
+        small = rl.linearize(model, rl.SNL(), budget="10%", task=task)
+    """
+    sites = find_sites(model, task.example)
+    prices = Prices.count(sites)
+    limit = Budget.parse(budget).resolve(sites, prices)
+    fabric = fabric or make_fabric(input_shape=task.input_shape)
+    job = Job(
+        train=task.train,
+        val=task.val,
+        augmentation=task.augmentation,
+        limit=limit,
+        prices=prices,
+        teacher=model,
+        fabric=fabric,
+        seed=seed,
+        directory=directory,
+        progress=progress,
+    )
+    small = method.run(attach(model, sites, method.surrogate), job).to("cpu").eval()
+    small.zero_grad(set_to_none=True)
+    cost = prices.cost(small.mask.by_site())
+    if cost > limit:
+        raise BudgetError(f"method {method.name} kept {cost:,.0f} {prices.unit}, over its limit of {limit:,.0f}")
+    return small

@@ -1,0 +1,164 @@
+"""Pictures for a page that fetches nothing: SVG text and PNG data, in the colours of the page they stand in.
+
+SVG figures are drawn in stand-in colours that are then replaced by CSS variables, so that one figure fits a light page,
+a dark one and paper. Names are drawn as they are: neither as markup nor as formulas.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from reluctant.report.front import Front, Point
+
+#: Stand-in colour -> CSS variable of the page.
+_COLOURS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--muted)",
+    "#030303": "var(--line)",
+    "#040404": "var(--accent)",
+    "#050505": "var(--paper)",
+}
+_INK, _MUTED, _LINE, _ACCENT, _PAPER = _COLOURS
+
+#: With more points than this, only those on the front are named; the table beneath names all.
+_NAMED = 8
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.image_inline": True,
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _LINE,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "ytick.left": False,
+    "xtick.minor.visible": False,
+    "figure.facecolor": "none",
+}
+
+
+def kept_map(density: Sequence[Sequence[int]], deepest: float) -> str:
+    """Return a PNG, as a ``data:`` address, of how many ReLUs are kept at each pixel of a site.
+
+    One pixel a pixel, of one hue; ``deepest`` kept ReLUs are opaque and none is transparent, so it shows on any ground.
+
+    Args:
+        density: ``[H][W]`` counts.
+        deepest: the count to draw darkest.
+    """
+    from PIL import Image
+
+    shades = [[min(255, round(255 * (0.1 + 0.9 * kept / deepest))) if kept else 0 for kept in row] for row in density]
+    height, width = len(shades), len(shades[0])
+    image = Image.new("RGBA", (width, height), (0x2F, 0x7A, 0xC9, 0))
+    image.putalpha(Image.frombytes("L", (width, height), bytes(shade for row in shades for shade in row)))
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def front_figure(front: Front, name: str) -> str:
+    """Return an SVG of accuracy against ReLUs kept, on a logarithmic axis.
+
+    Filled points are on the front, which the line joins; hollow ones are beaten by another; the dashed line is the
+    dense network. Bars are the 95 % intervals that the number of test images allows.
+
+    Args:
+        name: unique in the page, for the identifiers inside of the SVG.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.set_xscale("log")
+        for dense in front.dense:
+            axes.axhline(100 * dense.accuracy, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        best = [point for point in front.points if point.best]
+        axes.plot([p.relus for p in best], [100 * p.accuracy for p in best], color=_ACCENT, linewidth=1.4, zorder=2)
+        for point in front.points:
+            _draw(axes, point, dense=False, named=point.best or len(front.points) <= _NAMED)
+        for point in front.dense:
+            _draw(axes, point, dense=True, named=True)
+        _set_limits(axes, front)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda relus, _: _short(relus)))
+        axes.set_xlabel("ReLUs kept, an image")
+        axes.set_title(f"test accuracy, % of {front.n_test:,}", loc="left", fontsize=9, color=_MUTED)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _for_page(file.getvalue(), name)
+
+
+def _draw(axes: Any, point: Point, *, dense: bool, named: bool) -> None:
+    low, high = (100 * end for end in point.interval)
+    colour = _MUTED if dense else _ACCENT
+    axes.plot([point.relus] * 2, [low, high], color=colour, linewidth=1, alpha=0.55, zorder=3)
+    axes.plot(
+        [point.relus],
+        [100 * point.accuracy],
+        marker="s" if dense else "o",
+        markersize=6,
+        markerfacecolor=colour if point.best else _PAPER,
+        markeredgecolor=colour,
+        markeredgewidth=1.4,
+        zorder=4,
+    )
+    if not named:
+        return
+    label = point.name
+    axes.annotate(
+        label if len(label) <= 24 else f"{label[:23]}…",
+        (point.relus, 100 * point.accuracy),
+        xytext=(-6, 5) if dense else (7, -4),
+        textcoords="offset points",
+        horizontalalignment="right" if dense else "left",
+        fontsize=8.5,
+        color=_MUTED if dense else _INK,
+        zorder=5,
+    )
+
+
+def _set_limits(axes: Any, front: Front) -> None:
+    points = (*front.points, *front.dense)
+    relus = [max(1, point.relus) for point in points]
+    ends = [100 * end for point in points for end in point.interval]
+    span = max(1.0, max(ends) - min(ends))
+    axes.set_ylim(max(0.0, min(ends) - 0.1 * span), min(100.4, max(ends) + 0.1 * span))
+    axes.set_xlim(min(relus) / 1.6, max(relus) * (1.4 if front.dense else 3.5))
+
+
+def _short(relus: float) -> str:
+    return f"{relus:,.0f}" if relus < 1000 else f"{relus / 1000:g}k" if relus < 1e6 else f"{relus / 1e6:g}M"
+
+
+def _for_page(svg: str, name: str) -> str:
+    """Return an SVG that lives inside a page: its colours and font, identifiers of its own, no address of anything."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font: ([\d.]+)px[^;\"]*", r"font-size: \1px", svg)
+    for colour, variable in _COLOURS.items():
+        svg = svg.replace(colour, variable)
+    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', f' role="img" aria-labelledby="{name}-caption"', svg, count=1)

@@ -1,0 +1,94 @@
+"""The page of results: a Markdown table of records, for `results/README.md`."""
+
+from collections.abc import Iterable
+
+from reluctant.records import Record
+from reluctant.report.networks import Network, networks
+from reluctant.report.sentences import percent
+from reluctant.units import format_bytes, format_seconds
+
+_COLUMNS = (
+    "model", "network", "surrogate", "ReLUs kept", "of", "test accuracy", "n", "dense", "seed", "epochs", "training",
+    "trained on", "private inference, an image", "record",
+)  # fmt: skip
+_NUMBERS = ("ReLUs kept", "of", "test accuracy", "n", "dense", "seed", "epochs", "training")
+_TRACKS = {
+    "free": "Free: a dropped ReLU costs nothing in an engine (identity, bias, constant)",
+    "affine": "Affine: a dropped ReLU costs a multiplication by a private slope",
+    "polynomial": "Polynomial: a dropped ReLU costs a square",
+}
+
+
+def results_page(records: Iterable[Record]) -> str:
+    """Return the Markdown page of ``records``: a table for each task and track, fewest ReLUs first, then the notes."""
+    found = networks(records)
+    lines = [
+        "# Results",
+        "",
+        "Generated from the records in this folder; do not edit. Accuracies are of `n` images of the test split.",
+        "Tracks are never ranked together: a dropped ReLU is not equally cheap in each.",
+    ]
+    for task in dict.fromkeys(network.head.task for network in found):
+        here = [network for network in found if network.head.task == task]
+        dense = [network for network in here if network.is_dense]
+        lines += ["", f"## {_cell(task)}"]
+        lines += _table("Dense networks", dense) if dense else []
+        for track, title in _TRACKS.items():
+            rows = [network for network in here if not network.is_dense and network.head.track == track]
+            lines += _table(title, sorted(rows, key=lambda n: n.head.relus["kept"])) if rows else []
+    return "\n".join(lines) + "\n"
+
+
+def _table(title: str, rows: list[Network]) -> list[str]:
+    notes = {
+        f"* {_cell(network.head.model)}, {_cell(network.label)}: {_cell(record.note)}"
+        for network in rows
+        for record in network.records
+        if record.note
+    }
+    return [
+        "",
+        f"### {title}",
+        "",
+        f"| {' | '.join(_COLUMNS)} |",
+        f"|{'|'.join('---:' if column in _NUMBERS else '---' for column in _COLUMNS)}|",
+        *(f"| {' | '.join(_row(network))} |" for network in rows),
+        *(["", *sorted(notes)] if notes else []),
+    ]
+
+
+def _row(network: Network) -> list[str]:
+    head, test = network.head, network.evaluation
+    made = next((record for record in network.records if record.epochs is not None), None)
+    return [
+        _cell(head.model),
+        _cell(network.label),
+        _cell(head.surrogate or "–"),
+        f"{head.relus['kept']:,}",
+        f"{head.relus['total']:,}",
+        "–" if network.accuracy is None else percent(network.accuracy),
+        f"{test.accuracy['n_test']:,}" if test else "–",
+        "–" if network.dense_accuracy is None else percent(network.dense_accuracy),
+        str(head.seed),
+        str(made.epochs) if made else "–",
+        format_seconds(made.seconds) if made else "–",
+        _cell(made.device) if made else "–",
+        _cell(_inference(network)),
+        ", ".join(f"[{record.kind}]({_cell(record.name)}.record.json)" for record in network.records),
+    ]
+
+
+def _inference(network: Network) -> str:
+    cost, run = network.cost, network.run
+    if cost is None or run is None or run.secure is None:
+        return "not run"
+    images = max(1, cost["images"])
+    figures = f"{format_bytes(cost['bytes'] / images)}, {format_seconds(cost['seconds'] / images)}"
+    return f"{figures} ({run.secure['engine']}, {run.secure['network']}, {run.device})"
+
+
+def _cell(text: str) -> str:
+    """Return ``text`` as it stands, on one line, whatever Markdown would make of it."""
+    for sign in "\\`*_{}[]<>|#":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())

@@ -1,0 +1,113 @@
+"""The other verb: run a network as private inference, and compare the answer with what it should be."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reluctant.engines import ENGINES
+from reluctant.engines.base import Engine, EngineRun
+from reluctant.errors import ShapeError
+from reluctant.masked import MaskedModel, attach
+from reluctant.program.lower import lower
+from reluctant.program.ops import Program
+from reluctant.sites import find_sites
+from reluctant.task import Progress, silent
+from reluctant.training import logits
+
+Outputs = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
+class SecureRun:
+    """A private inference that was run, and how it compares.
+
+    Attributes:
+        run: what the engine measured.
+        twin, floats: class scores ``[N, K]`` of the fixed-point twin and of torch on the same images.
+        model: the network that was run.
+    """
+
+    engine: Engine
+    network: str
+    run: EngineRun
+    twin: Outputs
+    floats: Outputs
+    model: MaskedModel
+
+    @property
+    def answers(self) -> list[int]:
+        """The class of each image, as the client learned it."""
+        return [int(k) for k in self.run.outputs.argmax(1)]
+
+    @property
+    def argmax_equal_twin(self) -> int:
+        """Images whose answer is the twin's."""
+        return int((self.run.outputs.argmax(1) == self.twin.argmax(1)).sum())
+
+    @property
+    def argmax_equal_float(self) -> int:
+        """Images whose answer is the one of torch in float32."""
+        return int((self.run.outputs.argmax(1) == self.floats.argmax(1)).sum())
+
+    @property
+    def max_abs_error_twin(self) -> float:
+        """Largest difference of a class score from the twin's."""
+        return float(np.abs(self.run.outputs - self.twin).max())
+
+    @property
+    def max_abs_error_float(self) -> float:
+        """Largest difference of a class score from torch in float32."""
+        return float(np.abs(self.run.outputs - self.floats).max())
+
+
+def as_masked(model: nn.Module, example: Float[Tensor, "1 ..."]) -> MaskedModel:
+    """Return ``model`` itself if it is masked, else a copy with a full mask."""
+    return model if isinstance(model, MaskedModel) else attach(model, find_sites(model, example))
+
+
+def secure_run(
+    model: nn.Module,
+    images: Float[Tensor, "N C H W"],
+    *,
+    engine: str | Engine = "cheetah",
+    progress: Progress = silent,
+) -> SecureRun:
+    """Return the private inference of ``model`` on ``images``, run by ``engine`` and checked against its twin.
+
+    Args:
+        model: any network; a dense one keeps all its ReLUs.
+        images: normalised, as the network reads them.
+        engine: a name, or an engine with settings of its own.
+
+    Raises:
+        UnsupportedOperation: the network has something that no secure program has; nothing was started.
+        EngineError: a party or the link broke.
+
+    Example::
+
+        run = rl.secure_run(small, task.images(8), engine="cheetah")
+    """
+    masked = as_masked(model, images[:1])
+    if tuple(images.shape[1:]) != masked.sites.input_shape:
+        raise ShapeError(
+            f"images have the shape {tuple(images.shape[1:])}, the network was made for {masked.sites.input_shape}"
+        )
+    chosen: Engine = ENGINES[engine]() if isinstance(engine, str) else engine
+    program = lower(masked)
+    chosen.check(program)
+    array = np.ascontiguousarray(images.numpy(), dtype=np.float32)
+    run = chosen.run(program, array, progress=progress)
+    twin = run.outputs if chosen.name == "twin" else twin_outputs(program, array, progress=progress)
+    with torch.no_grad():
+        floats = logits(masked.eval()(images)).numpy()
+    return SecureRun(chosen, "loopback", run, twin, floats, masked)
+
+
+def twin_outputs(program: Program, images: Outputs, *, progress: Progress = silent) -> Outputs:
+    """Return the class scores ``[N, K]`` of the fixed-point twin: the same program, one process, no cryptography."""
+    twin: Engine = ENGINES["twin"]()
+    return twin.run(program, images, progress=progress).outputs

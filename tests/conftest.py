@@ -1,0 +1,75 @@
+"""Small real things that many tests share. Shapes in annotations are checked while tests run."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook
+
+hook = install_import_hook("reluctant", "typechecker.check")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from reluctant.data import load_task
+from reluctant.masked import MaskedModel
+from reluctant.models import load_model
+from reluctant.prices import Prices
+from reluctant.task import Job, Split, Task
+from reluctant.training import Training, fit, make_fabric
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Task:
+    """The real task that needs no download."""
+    return load_task("digits")
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Task) -> Task:
+    """Its first 256 training images: an epoch of two steps."""
+    part = Split(digits.train.images[:256], digits.train.labels[:256], digits.train.mean, digits.train.std)
+    return Task(digits.name, digits.classes, part, digits.val, digits.test, digits.augmentation)
+
+
+@pytest.fixture(scope="session")
+def fabric():
+    return make_fabric(device="cpu", precision="32-true")
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Task, fabric) -> torch.nn.Module:
+    """A small residual network trained on digits for a few seconds."""
+    torch.manual_seed(0)
+    model = load_model("resnet8:width=8", task=digits)
+    return fit(model, digits, Training(epochs=4, batch=64), fabric=fabric)
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def make_job(fabric):
+    """Makes the job of keeping a share of a masked model's ReLUs."""
+
+    def make(masked: MaskedModel, task: Task, share: float, seed: int = 0) -> Job:
+        return Job(
+            train=task.train,
+            val=task.val,
+            augmentation=task.augmentation,
+            limit=float(int(share * masked.sites.total)),
+            prices=Prices.count(masked.sites),
+            teacher=masked.model,
+            fabric=fabric,
+            seed=seed,
+        )
+
+    return make

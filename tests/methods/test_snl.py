@@ -1,0 +1,69 @@
+"""SNL's own properties: how fast a gate can fall, when the penalty grows, what counts as kept, the projection."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from reluctant.masked import BlendedReLU, attach
+from reluctant.methods.snl import SNL, SoftGate
+from reluctant.sites import find_sites
+
+
+def test_without_a_task_gradient_no_gate_is_dropped_before_step_990():
+    """Adam moves a gate by its rate a step, so 1 falls to the threshold 0.01 after about (1 - 0.01) / 0.001 steps."""
+    alpha = nn.Parameter(torch.ones(50))
+    optimizer = torch.optim.Adam([alpha], lr=SNL().gate_lr)
+    for step in range(1, 1011):
+        optimizer.zero_grad()
+        (SNL().penalty * alpha.abs().sum()).backward()
+        optimizer.step()
+        if step <= 985:
+            assert SNL().kept({"a": alpha}) == 50
+    assert SNL().kept({"a": alpha}) == 0
+
+
+def test_the_penalty_grows_only_after_patience_and_only_without_a_new_low():
+    snl = SNL()
+    assert snl.next_penalty(1.0, epoch=4, kept=100, low=100) == 1.0
+    assert snl.next_penalty(1.0, epoch=5, kept=99, low=100) == 1.0
+    assert snl.next_penalty(1.0, epoch=5, kept=100, low=100) == pytest.approx(1.1)
+    assert snl.next_penalty(1.0, epoch=9, kept=120, low=100) == pytest.approx(1.1)
+
+
+def test_a_negative_gate_is_a_dropped_relu():
+    assert SNL().kept({"a": torch.tensor([-3.0, 0.01, 0.011, 1.0])}) == 2
+
+
+def test_a_soft_gate_is_a_leaky_relu():
+    model = nn.Sequential(nn.ReLU())
+    masked = attach(model, find_sites(model, torch.zeros(1, 4)))
+    gate = SoftGate(masked.masked()[0])
+    nn.init.constant_(gate.alpha, 0.7)
+    z = torch.randn(6, 4)
+    torch.testing.assert_close(gate(z), nn.functional.leaky_relu(z, 0.3))
+    torch.testing.assert_close(gate(z), BlendedReLU.apply(z, gate.alpha, None, None, None))
+
+
+def test_it_stops_at_the_first_epoch_within_budget(trained, few_digits, make_job):
+    masked = attach(trained, find_sites(trained, few_digits.example))
+    epochs = []
+
+    def watch(stage, done, total, **metrics):
+        epochs.append(done)
+
+    job = replace(make_job(masked, few_digits, 0.3), progress=watch)
+    mask = SNL(gate_lr=0.2, penalty=1.0, max_epochs=50, batch=64).search(masked, job)
+    assert mask.kept == int(0.3 * masked.sites.total)
+    assert max(epochs) < 4 * 10
+
+
+def test_a_budget_it_cannot_reach_is_projected_and_said(trained, few_digits, make_job, caplog):
+    masked = attach(trained, find_sites(trained, few_digits.example))
+    job = make_job(masked, few_digits, 0.1)
+    with caplog.at_level(logging.WARNING):
+        mask = SNL(max_epochs=1, batch=128).search(masked, job)
+    assert mask.kept == int(0.1 * masked.sites.total)
+    assert f"{masked.sites.total - mask.kept} more gates were above 0.01" in caplog.text

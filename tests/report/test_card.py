@@ -1,0 +1,44 @@
+"""The cost card: every published key, each from the record it belongs to."""
+
+import json
+from collections.abc import Callable
+
+from reluctant.records import Record
+from reluctant.report import Report
+
+Make = Callable[..., Record]
+COST = {
+    "images", "argmax_equal_twin", "max_abs_error_twin", "comparisons", "bytes", "messages", "seconds", "setup_bytes",
+    "setup_seconds", "by_site",
+}  # fmt: skip
+SITE = {"name", "kept", "comparisons", "comparison_bytes", "surrogate_bytes", "messages", "seconds"}
+
+
+def test_a_card_has_every_published_key(dense: Make, linearized: Make) -> None:
+    twin = linearized(accuracy={"val": None, "test": None, "n_test": None, "twin": 0.94, "n_twin": 50})
+    records = [dense(), dense("run"), linearized("linearize"), linearized(), twin, linearized("run")]
+    (card,) = json.loads(json.dumps(Report(records).card()))
+    assert {"task", "model", "method", "relus", "accuracy", "secure"} <= set(card)
+    assert card["relus"] == {"total": 12, "kept": 3, "sites": 2, "sites_kept": 1}
+    assert card["accuracy"] == {"dense": 0.98, "linearized": 0.96, "twin": 0.94, "n_test": 50, "n_twin": 50}
+    assert {"engine", "adversary", "dealer", "processes", "dense", "linearized"} <= set(card["secure"])
+    for part in ("dense", "linearized"):
+        assert set(card["secure"][part]) == COST
+        assert all(set(row) == SITE for row in card["secure"][part]["by_site"])
+    assert card["secure"]["dense"]["comparisons"] == 12 * 4
+    assert card["secure"]["linearized"]["comparisons"] == 3 * 4
+
+
+def test_one_card_a_method_and_none_for_the_dense_network(dense: Make, linearized: Make) -> None:
+    records = [dense(), linearized(), linearized(method="autorep", track="polynomial")]
+    assert sorted(card["method"] for card in Report(records).card()) == ["autorep", "snl"]
+
+
+def test_what_was_not_done_is_null(linearized: Make) -> None:
+    (card,) = Report([linearized("linearize")]).card()
+    assert card["accuracy"]["linearized"] is None
+    assert card["accuracy"]["dense"] is None
+    assert card["secure"] is None
+    (card,) = Report([linearized("run")]).card()
+    assert card["secure"]["dense"] is None
+    assert card["secure"]["linearized"]["images"] == 4

@@ -1,0 +1,137 @@
+"""What is saved comes back the same; what was changed since is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import zoo
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from reluctant.checkpoints import FILE, Origin, load_checkpoint, save_checkpoint, weights_digest
+from reluctant.errors import CheckpointError, UsageError
+from reluctant.linearize import linearize
+from reluctant.masked import attach
+from reluctant.methods import METHODS
+from reluctant.sites import find_sites
+from reluctant.surrogates import SURROGATES
+
+ORIGIN = Origin("resnet8:width=8", "digits", 10, (1, 8, 8))
+
+
+@pytest.fixture
+def saved(trained, tmp_path):
+    return save_checkpoint(tmp_path, trained, ORIGIN)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES.values())
+def test_a_linearized_network_comes_back_the_same(trained, few_digits, tmp_path, surrogate):
+    masked = attach(trained, find_sites(trained, few_digits.example), surrogate())
+    masked.set_mask(linearize(trained, METHODS["random"](), "30%", few_digits).mask)
+    for constant in masked.constants():
+        torch.nn.init.normal_(constant)
+    save_checkpoint(tmp_path, masked, ORIGIN)
+    loaded = load_checkpoint(tmp_path)
+    images = few_digits.val.inputs(slice(16))
+    assert loaded.masked.mask == masked.mask
+    assert loaded.masked.surrogate == surrogate()
+    assert torch.equal(loaded.model(images), masked.eval()(images))
+    assert weights_digest(loaded.model) == weights_digest(masked)
+    assert loaded.origin == ORIGIN
+
+
+def test_a_dense_network_comes_back_under_its_own_weight_names(trained, saved, few_digits):
+    with safe_open(saved, "pt") as file:
+        assert set(file.keys()) == set(trained.state_dict())
+    loaded = load_checkpoint(saved.parent)
+    assert loaded.masked is None
+    images = few_digits.val.inputs(slice(16))
+    assert torch.equal(loaded.model(images), trained.eval()(images))
+
+
+def test_masks_take_one_bit_a_relu(trained, few_digits, tmp_path):
+    small = linearize(trained, METHODS["random"](), "30%", few_digits)
+    path = save_checkpoint(tmp_path, small, ORIGIN)
+    with safe_open(path, "pt") as file:
+        bits = sum(file.get_tensor(n).numel() * 8 for n in file.keys() if n.startswith("reluctant.mask/"))  # noqa: SIM118
+    assert bits - small.sites.total < 8 * len(small.sites)
+
+
+def test_a_flipped_byte_anywhere_is_seen(saved):
+    good = saved.read_bytes()
+    for place in (12, 300, len(good) // 2, len(good) - 1):
+        bad = bytearray(good)
+        bad[place] ^= 0x10
+        saved.write_bytes(bad)
+        with pytest.raises(
+            CheckpointError, match=r"model\.safetensors (is cut short or damaged|has been altered|was not)"
+        ):
+            load_checkpoint(saved.parent)
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 5000])
+def test_a_file_cut_short_is_seen(saved, size):
+    saved.write_bytes(saved.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="cut short or damaged"):
+        load_checkpoint(saved.parent)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=f"no checkpoint at {tmp_path}: expected a folder with {FILE}"):
+        load_checkpoint(tmp_path)
+
+
+def test_weights_of_somebody_else_are_not_a_checkpoint(trained, tmp_path):
+    save_file(trained.state_dict(), tmp_path / FILE)
+    with pytest.raises(CheckpointError, match="not written by reluctant"):
+        load_checkpoint(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(trained, tmp_path):
+    save_checkpoint(tmp_path, trained, Origin("resnet8:width=16", "digits", 10, (1, 8, 8)))
+    with pytest.raises(CheckpointError, match="not of the model resnet8:width=16: size mismatch"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_users_model_that_has_changed_is_refused(tmp_path):
+    code = tmp_path / "mine.py"
+    text = Path(zoo.__file__).read_text() + "\ndef build():\n    return SharedBlock()\n"
+    code.write_text(text)
+    model = zoo.SharedBlock().eval()
+    masked = attach(model, find_sites(model, torch.zeros(1, 3, 8, 8)))
+    save_checkpoint(tmp_path, masked, Origin(f"{code}:build", "cifar10", 5, (3, 8, 8)))
+    assert load_checkpoint(tmp_path).masked.mask == masked.mask
+    code.write_text(text.replace("self.relu(self.relu(", "(self.relu("))
+    with pytest.raises(CheckpointError, match="other ReLU sites; the model's code has changed"):
+        load_checkpoint(tmp_path)
+    code.unlink()
+    with pytest.raises(UsageError, match=r"mine\.py"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_format_of_the_future_is_refused(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("reluctant.checkpoints.FORMAT", 99)
+    save_checkpoint(tmp_path, trained, ORIGIN)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
+        load_checkpoint(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_file(saved, trained, monkeypatch):
+    good = saved.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UsageError, match="No space left on device"):
+        save_checkpoint(saved.parent, trained, Origin("resnet8:width=8", "digits", 10, (1, 8, 8), budget="1%"))
+    assert saved.read_bytes() == good
+    assert [path.name for path in saved.parent.iterdir()] == [FILE]
+
+
+def test_nothing_in_the_metadata_but_json(saved):
+    with safe_open(saved, "pt") as file:
+        about = json.loads(file.metadata()["reluctant"])
+    assert about["model"] == "resnet8:width=8"

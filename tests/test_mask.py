@@ -1,0 +1,102 @@
+"""Masks: exact budgets, ties, prices, packing."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reluctant.errors import ShapeError
+from reluctant.mask import Mask
+from reluctant.prices import Prices, SitePrice
+
+UNIT = Prices({"a": SitePrice(), "b": SitePrice()})
+
+
+def scores(a, b):
+    return {"a": torch.tensor(a, dtype=torch.float32), "b": torch.tensor(b, dtype=torch.float32)}
+
+
+@given(
+    st.lists(st.integers(-3, 3), min_size=1, max_size=20),
+    st.lists(st.integers(-3, 3), min_size=1, max_size=20),
+    st.data(),
+)
+def test_top_keeps_exactly_the_highest(a, b, data):
+    limit = data.draw(st.integers(0, len(a) + len(b)))
+    mask = Mask.top(scores(a, b), UNIT, limit)
+    assert mask.kept == limit
+    kept = [v for v, keep in zip(a + b, mask["a"].tolist() + mask["b"].tolist(), strict=True) if keep]
+    assert sorted(kept) == sorted(a + b)[len(a + b) - limit :]
+
+
+def test_ties_go_by_site_and_element():
+    mask = Mask.top(scores([1.0, 1.0], [1.0, 1.0]), UNIT, 3)
+    assert mask["a"].tolist() == [True, True]
+    assert mask["b"].tolist() == [True, False]
+
+
+def test_a_site_that_does_not_earn_its_price_is_emptied_whole():
+    prices = Prices({"a": SitePrice(alive=5), "b": SitePrice(alive=5)})
+    mask = Mask.top(scores([9.0, 8.0, 7.0, 6.0], [3.0, 0.1, 0.1, 0.1]), prices, 10)
+    assert mask.by_site() == {"a": 4, "b": 0}
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_priced_top_is_near_the_best_there_is(data):
+    """Against every choice of counts a site: never over the limit, and at least 0.8 of the best value."""
+    values = {name: data.draw(st.lists(st.floats(0.1, 10), min_size=1, max_size=5)) for name in ("a", "b", "c")}
+    prices = Prices(
+        {
+            name: SitePrice(data.draw(st.sampled_from([1.0, 2.0, 3.0])), data.draw(st.sampled_from([0.0, 4.0])))
+            for name in values
+        }
+    )
+    limit = data.draw(st.floats(1, 30))
+    mask = Mask.top({n: torch.tensor(v, dtype=torch.float64) for n, v in values.items()}, prices, limit)
+    assert prices.cost(mask.by_site()) <= limit + 1e-9
+    cheapest = min(price.relu + price.alive for price in prices.by_site.values())
+    best = 0.0
+    for counts in itertools.product(*(range(len(v) + 1) for v in values.values())):
+        if prices.cost(dict(zip(values, counts, strict=True))) <= limit:
+            best = max(best, sum(sum(sorted(v)[len(v) - c :]) for v, c in zip(values.values(), counts, strict=True)))
+    got = sum(float(np.array(v)[mask[n].numpy()].sum()) for n, v in values.items())
+    slack = max(max(v) for v in values.values()) * (1 + max(p.alive / p.relu for p in prices.by_site.values()))
+    assert got >= best - slack
+    assert got > 0 or limit < cheapest or best <= slack
+
+
+def test_scores_that_are_not_numbers_are_refused():
+    with pytest.raises(ShapeError, match="site b hold NaN"):
+        Mask.top(scores([1.0], [float("nan")]), UNIT, 1)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_packing_is_eight_a_byte_and_reversible(bits):
+    mask = Mask({"a": torch.tensor(bits), "b": torch.tensor([[True, False]])})
+    packed = mask.pack()
+    assert len(packed["a"]) == -(-len(bits) // 8)
+    assert Mask.unpack(packed, mask.shapes) == mask
+
+
+def test_unpacking_another_shape_is_refused():
+    mask = Mask({"a": torch.ones(9, dtype=torch.bool)})
+    with pytest.raises(ShapeError, match=r"of a has 2 bytes, \(20,\) needs 3"):
+        Mask.unpack(mask.pack(), {"a": (20,)})
+    with pytest.raises(ShapeError, match="expected \\['b'\\]"):
+        Mask.unpack(mask.pack(), {"b": (9,)})
+
+
+def test_set_algebra_and_digest():
+    one, two = Mask({"a": torch.tensor([True, True, False])}), Mask({"a": torch.tensor([False, True, True])})
+    assert (one & two)["a"].tolist() == [False, True, False]
+    assert (one | two).kept == 3
+    assert (one - two)["a"].tolist() == [True, False, False]
+    assert (~one)["a"].tolist() == [False, False, True]
+    assert one.digest != two.digest
+    assert one.digest == Mask({"a": torch.tensor([True, True, False])}).digest
+    with pytest.raises(ShapeError):
+        one & Mask({"b": torch.tensor([True])})

@@ -1,0 +1,189 @@
+"""The masked model: same outputs with a full mask, right ones with any other, and nothing fires unseen."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+import zoo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from reluctant.errors import ShapeError, SiteError
+from reluctant.mask import Mask
+from reluctant.masked import BlendedReLU, MaskedActivation, attach
+from reluctant.sites import ActivationSite, find_sites
+from reluctant.surrogates import SURROGATES, Affine, Quadratic, Shift
+from reluctant.training import logits
+
+SURROGATE_KINDS = list(SURROGATES.values())
+
+
+def images(count=4):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("network", zoo.LINEARIZABLE)
+@pytest.mark.parametrize("surrogate", SURROGATE_KINDS)
+def test_a_full_mask_changes_nothing(network, surrogate):
+    torch.manual_seed(0)
+    model = network().eval()
+    masked = attach(model, find_sites(model, images(1)), surrogate())
+    assert torch.equal(logits(masked(images())), logits(model(images())))
+    assert masked.model.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("network", zoo.LINEARIZABLE)
+def test_dropped_sites_are_linear_and_the_original_is_untouched(network):
+    torch.manual_seed(0)
+    model = network().eval()
+    before = logits(model(images()))
+    masked = attach(model, find_sites(model, images(1)))
+    changed = masked.with_mask(~masked.mask)
+    assert changed.mask.kept == 0
+    assert masked.mask.kept == masked.sites.total
+    assert not torch.allclose(logits(changed(images())), before)
+    assert torch.equal(logits(model(images())), before)
+
+
+def test_in_place_calls_still_overwrite_their_input():
+    class Reuses(nn.Module):
+        def forward(self, x):
+            y = x * 1
+            torch.relu_(y)
+            return y + 1
+
+    model = Reuses()
+    masked = attach(model, find_sites(model, torch.zeros(1, 3)))
+    half = masked.with_mask(Mask({":relu": torch.tensor([True, False, True])}))
+    assert half(torch.tensor([[-1.0, -1.0, 2.0]])).tolist() == [[1.0, 0.0, 3.0]]
+
+
+@pytest.mark.parametrize("surrogate", SURROGATE_KINDS)
+def test_activation_is_where_keep_relu_else_polynomial(surrogate):
+    site = ActivationSite("s", "", (2, 3, 3), 0)
+    activation = MaskedActivation(site, surrogate())
+    activation.start(torch.tensor([0.3, -0.5]), torch.tensor([1.0, 2.0]))
+    activation.keep.copy_(torch.rand(2, 3, 3) > 0.5)
+    z = torch.randn(5, 2, 3, 3)
+    c0, c1, c2 = activation.coefficients()
+    expected = torch.where(activation.keep, z.relu(), c0 + c1 * z + c2 * z**2)
+    torch.testing.assert_close(activation(z), expected)
+
+
+def test_deep_copies_do_not_share_state():
+    model = zoo.SharedBlock().eval()
+    masked = attach(model, find_sites(model, images(1)))
+    twin = copy.deepcopy(masked)
+    twin.set_mask(~masked.mask)
+    assert masked.mask.kept == masked.sites.total
+    assert torch.equal(masked(images()), model(images()))
+    assert twin._stack is not masked._stack
+    twin(images())
+    assert not masked._stack.paths
+
+
+def test_sites_that_appear_only_in_training_are_not_missed():
+    masked = attach(zoo.TrainingOnly(), find_sites(zoo.TrainingOnly(), images(1)))
+    masked.eval()(images())
+    with pytest.raises(SiteError, match=r"fired at zoo\.py:\d+ .* was not there"):
+        masked.train()(images())
+
+
+def test_sites_that_stay_silent_are_not_missed():
+    model = zoo.DataFlow().eval()
+    bright = torch.full((1, 3, 8, 8), 9.0)
+    nn.init.constant_(model.conv.weight, 0.1)
+    sites = find_sites(model, bright)
+    assert len(sites) == 2
+    masked = attach(model, sites)
+    with pytest.raises(SiteError, match=r"1 of 2 sites did not fire in this pass, first :relu#2 \(zoo\.py:\d+\)"):
+        masked(torch.zeros(1, 3, 8, 8))
+
+
+def test_another_input_size_is_refused():
+    model = zoo.SharedBlock().eval()
+    masked = attach(model, find_sites(model, images(1)))
+    with pytest.raises(ShapeError, match=r"its mask is of \(6, 8, 8\): the model was linearized for inputs"):
+        masked(torch.zeros(1, 3, 16, 16))
+
+
+def test_a_mask_of_other_sites_is_refused():
+    model = zoo.SharedBlock()
+    masked = attach(model, find_sites(model, images(1)))
+    with pytest.raises(ShapeError, match="the mask is of 1 sites"):
+        masked.set_mask(Mask({"x": torch.ones(3, dtype=torch.bool)}))
+
+
+@pytest.mark.parametrize("given_terms", [(), (0,), (1,), (0, 1), (0, 1, 2)])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (2, 3, 3)])
+def test_blended_relu_gradients(given_terms, shape):
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.double, requires_grad=True)
+
+    coefficients = [draw(*shape) if degree in given_terms else None for degree in range(3)]
+    assert torch.autograd.gradcheck(BlendedReLU.apply, (draw(2, 2, 3, 3), draw(2, 3, 3), *coefficients))
+
+
+def test_blended_relu_keeps_one_tensor_the_size_of_its_input():
+    z = torch.randn(64, 8, 16, 16, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        BlendedReLU.apply(z * 1, torch.ones(8, 16, 16, requires_grad=True), None, None, None)
+    assert sum(saved) <= 1.1 * z.numel()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(-2, 2), st.floats(0.3, 3))
+@pytest.mark.parametrize("surrogate", [Shift, Affine, Quadratic])
+def test_fits_are_the_least_squares_ones(surrogate, mean, std):
+    """Closed forms against a numerical least squares on the normal density."""
+    t = torch.linspace(-8, 8, 4001, dtype=torch.double)
+    z, weight = mean + std * t, torch.exp(-(t**2) / 2).sqrt()
+    columns = [z**degree for degree, term in enumerate(surrogate.terms) if term in ("channel", "element")]
+    target = z.relu() - (z if surrogate is Shift else 0)
+    solved = torch.linalg.lstsq(torch.stack(columns, 1) * weight[:, None], (target * weight)[:, None]).solution
+    fit = surrogate().fit(torch.tensor([mean], dtype=torch.double), torch.tensor([std], dtype=torch.double))
+    trained = [c for c, term in zip(fit, surrogate.terms, strict=True) if term in ("channel", "element")]
+    torch.testing.assert_close(torch.cat(trained), solved.flatten(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_unit_normal_fit_is_the_known_parabola():
+    c0, c1, c2 = Quadratic().fit(torch.zeros(1), torch.ones(1))
+    assert (float(c0), float(c1), float(c2)) == pytest.approx((0.1995, 0.5, 0.1995), abs=1e-4)
+
+
+def test_surrogates_start_from_what_the_sites_see():
+    torch.manual_seed(0)
+    model = zoo.SharedBlock().eval()
+    masked = attach(model, find_sites(model, images(1)), Affine())
+    batch = images(64)
+    masked.start_surrogates(batch)
+    z = model.bn(model.conv(model.stem(batch))).transpose(0, 1).flatten(1)
+    expected = Affine().fit(z.mean(1), z.std(1))
+    torch.testing.assert_close(masked.masked()[0].c1.flatten(), expected[1])
+
+
+COMPILED = """
+import torch
+from torch import nn
+from reluctant.mask import Mask
+from reluctant.masked import attach
+from reluctant.sites import find_sites
+
+x = torch.randn(4, 3, 8, 8)
+model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
+masked = attach(model.eval(), find_sites(model, x[:1]))
+masked.set_mask(Mask({"2": torch.rand(4, 8, 8) > 0.5}))
+torch.testing.assert_close(torch.compile(masked, backend="eager", fullgraph=True)(x), masked(x))
+"""
+
+
+def test_a_compiled_masked_model_gives_the_same_without_graph_breaks():
+    """In a process of its own: run-time checks of annotations do not compile."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
