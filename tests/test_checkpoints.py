@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from reluctant.checkpoints import FILE, Origin, load_checkpoint, save_checkpoint, weights_digest
 from reluctant.errors import CheckpointError, UsageError
-from reluctant.linearize import linearize
+from reluctant.linearization import linearize
 from reluctant.masked import attach
 from reluctant.methods import METHODS
 from reluctant.sites import find_sites

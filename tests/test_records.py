@@ -17,8 +17,8 @@ KEEP = {"a": torch.tensor([[[True, False], [False, False]], [[True, True], [Fals
 def cost(**changes: Any) -> dict[str, Any]:
     row = {"name": "a", "kept": 3, "comparisons": 6, "comparison_bytes": 590, "surrogate_bytes": 0, "messages": 80}
     return {
-        "images": 2, "argmax_equal_twin": 2, "max_abs_error_twin": 1e-4, "comparisons": 6, "bytes": 4000, "messages": 90,
-        "seconds": 0.5, "setup_bytes": 10, "setup_seconds": 4.0, "by_site": [row | {"seconds": 0.1}],
+        "images": 2, "argmax_equal_twin": 2, "max_abs_error_twin": 1e-4, "comparisons": 6, "bytes": 4000,
+        "messages": 90, "seconds": 0.5, "setup_bytes": 10, "setup_seconds": 4.0, "by_site": [row | {"seconds": 0.1}],
     } | changes  # fmt: skip
 
 
@@ -85,8 +85,8 @@ def test_the_file_name_is_readable_and_ends_in_the_digest(tmp_path: Path) -> Non
 def test_the_file_holds_every_key_of_the_published_layout(tmp_path: Path) -> None:
     content = json.loads(record().save(tmp_path).read_text())
     published = {
-        "schema", "kind", "task", "model", "design", "method", "track", "budget", "relus", "squares", "accuracy", "seed",
-        "epochs", "seconds", "device", "recipe", "command", "commit", "status",
+        "schema", "kind", "task", "model", "design", "method", "track", "budget", "relus", "squares", "accuracy",
+        "seed", "epochs", "seconds", "device", "recipe", "command", "commit", "status",
     }  # fmt: skip
     assert published <= set(content)
     assert set(content["relus"]) == {"total", "kept", "sites", "sites_kept"}
@@ -155,7 +155,7 @@ def test_a_nested_unknown_key_is_kept(tmp_path: Path) -> None:
         ({"schema": None}, "key 'schema' is None"),
         ({"device": None}, "key 'device' is missing"),
         ({"relus__kept": None}, "key 'relus.kept' is missing"),
-        ({"secure__linearized__by_site__0__messages": None}, r"key 'secure.linearized.by_site\[0\].messages' is missing"),
+        ({"secure__linearized__by_site__0__messages": None}, r"'secure.linearized.by_site\[0\].messages' is missing"),
         ({"seed": "7"}, "key 'seed' is \"7\", expected an integer"),
         ({"seed": True}, "key 'seed' is true, expected an integer"),
         ({"secure__private": 1}, "key 'secure.private' is 1, expected true or false"),
@@ -223,7 +223,7 @@ def test_a_damaged_file_is_one_clear_line(tmp_path: Path, text: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="nowhere.*check the path"):
+    with pytest.raises(RecordError, match=r"nowhere.*check the path"):
         Record.load(tmp_path / "nowhere.json")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from reluctant.errors import CheckpointError, UsageError
-from reluctant.linearize import linearize
+from reluctant.linearization import linearize
 from reluctant.methods import METHODS
 from reluctant.models import load_model
 from reluctant.task import Task

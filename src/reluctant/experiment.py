@@ -1,7 +1,7 @@
 """Whole experiments: what each command does, from a recipe or a folder to a checkpoint and a record in it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from torch import nn
 from reluctant.checkpoints import FILE, Checkpoint, Origin, load_checkpoint, save_checkpoint, weights_digest
 from reluctant.costs.counting import count
 from reluctant.data import load_task, task_shape
-from reluctant.engines.base import Engine, SiteCost
+from reluctant.engines.base import SiteCost
 from reluctant.errors import UsageError
-from reluctant.linearize import linearize
+from reluctant.linearization import linearize
+from reluctant.masked import MaskedModel
 from reluctant.models import ModelSpec
 from reluctant.program.lower import lower
 from reluctant.provenance import describe_device
@@ -182,16 +183,53 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
 
 
 def run_checkpoint(
-    folder: Path, machine: Machine, *, engine: Engine, images: int, progress: Progress = silent
+    folder: Path,
+    machine: Machine,
+    *,
+    engine: str,
+    images: int,
+    batch: int | None = None,
+    progress: Progress = silent,
 ) -> tuple[Record, SecureRun]:
     """Run the first test images through the network at ``folder`` as private inference; return record and run."""
     checkpoint = load_checkpoint(folder)
     task = machine.task(checkpoint.origin.task)
     _check_fits(checkpoint.origin, task, folder)
-    run = secure_run(checkpoint.model, task.images(images), engine=engine, progress=progress)
+    run = secure_run(checkpoint.model, task.images(images), engine=engine, batch=batch, progress=progress)
     record = run_record(run, checkpoint.model, checkpoint.origin)
     record.save(folder if folder.is_dir() else folder.parent)
     return record, run
+
+
+def as_records(items: Iterable[Record | Evaluation | SecureRun]) -> list[Record]:
+    """Return the records of ``items``; a secure run gets the name of the task on which its network was evaluated.
+
+    Raises:
+        UsageError: an evaluation of something that is no network.
+    """
+    records, tasks, runs = [], {}, []
+    for item in items:
+        if isinstance(item, Record):
+            records.append(item)
+        elif isinstance(item, SecureRun):
+            runs.append(item)
+        elif item.model is None:
+            raise UsageError("an evaluation of something that is no network has no record; evaluate the network itself")
+        else:
+            tasks[weights_digest(item.model)] = item.task
+            records.append(
+                evaluation_record(item, item.model, _origin_of(item.model, item.task, item.input_shape), 0.0)
+            )
+    for run in runs:
+        task = tasks.get(weights_digest(run.model), "images")
+        records.append(run_record(run, run.model, _origin_of(run.model, task, run.input_shape)))
+    return records
+
+
+def _origin_of(model: nn.Module, task: str, input_shape: tuple[int, ...]) -> Origin:
+    """Return what can be said of a network that came from no checkpoint."""
+    network, made_by = (model.model, model.made_by) if isinstance(model, MaskedModel) else (model, {})
+    return Origin(type(network).__name__, task, 0, input_shape, made_by.get("method"), made_by.get("budget"))
 
 
 def evaluation_record(
@@ -229,6 +267,8 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         "network": run.network,
         "batch": run.run.batch,
         "fraction_bits": run.run.fraction_bits,
+        "public": ["architecture", "masks of kept ReLUs", "shapes", "fixed-point format", "number of images"],
+        "link": "plain TCP on loopback" if run.run.processes > 1 else "none: one process",
         part: network_cost(run),  # type: ignore[misc]
     }
     return Record(

@@ -7,7 +7,7 @@ sites that were found have fired.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -153,6 +153,7 @@ class MaskedModel(nn.Module):
     Attributes:
         model: the copy of the user's network; its ``state_dict`` has the names it always had.
         activations: the site modules, in the order of ``sites``.
+        made_by: method and budget that set the mask, for its records; empty if somebody else did.
     """
 
     def __init__(self, model: nn.Module, sites: Sites, surrogate: Surrogate) -> None:
@@ -160,6 +161,7 @@ class MaskedModel(nn.Module):
         self.model = copy.deepcopy(model)
         self.sites = sites
         self.surrogate = surrogate
+        self.made_by: Mapping[str, Any] = {}
         self.activations = nn.ModuleList([MaskedActivation(site, surrogate) for site in sites.values()])
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.activations.to(device)

@@ -28,7 +28,7 @@ class SecureRun:
     Attributes:
         run: what the engine measured.
         twin, floats: class scores ``[N, K]`` of the fixed-point twin and of torch on the same images.
-        model: the network that was run.
+        model: the network that was run, as it was given.
     """
 
     engine: Engine
@@ -36,7 +36,8 @@ class SecureRun:
     run: EngineRun
     twin: Outputs
     floats: Outputs
-    model: MaskedModel
+    input_shape: tuple[int, ...]
+    model: nn.Module
 
     @property
     def answers(self) -> list[int]:
@@ -74,6 +75,7 @@ def secure_run(
     images: Float[Tensor, "N C H W"],
     *,
     engine: str | Engine = "cheetah",
+    batch: int | None = None,
     progress: Progress = silent,
 ) -> SecureRun:
     """Return the private inference of ``model`` on ``images``, run by ``engine`` and checked against its twin.
@@ -82,6 +84,7 @@ def secure_run(
         model: any network; a dense one keeps all its ReLUs.
         images: normalised, as the network reads them.
         engine: a name, or an engine with settings of its own.
+        batch: images that travel together; the engine's own choice if not given.
 
     Raises:
         UnsupportedOperation: the network has something that no secure program has; nothing was started.
@@ -100,11 +103,11 @@ def secure_run(
     program = lower(masked)
     chosen.check(program)
     array = np.ascontiguousarray(images.numpy(), dtype=np.float32)
-    run = chosen.run(program, array, progress=progress)
+    run = chosen.run(program, array, batch=batch, progress=progress)
     twin = run.outputs if chosen.name == "twin" else twin_outputs(program, array, progress=progress)
     with torch.no_grad():
         floats = logits(masked.eval()(images)).numpy()
-    return SecureRun(chosen, "loopback", run, twin, floats, masked)
+    return SecureRun(chosen, "loopback", run, twin, floats, masked.sites.input_shape, model)
 
 
 def twin_outputs(program: Program, images: Outputs, *, progress: Progress = silent) -> Outputs:

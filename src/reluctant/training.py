@@ -7,7 +7,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,12 +74,14 @@ FINETUNE = Training(epochs=30, lr=0.02, warmup=0.1)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How many of a split's images a predictor gets right."""
+    """How many of a split's images a predictor gets right; ``model`` is the predictor, if it was a network."""
 
     task: str
     split: str
     correct: int
     n: int
+    input_shape: tuple[int, ...] = ()
+    model: nn.Module | None = field(default=None, compare=False, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -278,9 +280,7 @@ Predictor = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B K"]]
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module | Predictor, task: Task, split: str = "test", *, batch: int = 250
-) -> Evaluation:
+def evaluate(model: nn.Module | Predictor, task: Task, split: str = "test", *, batch: int = 250) -> Evaluation:
     """Return how many images of ``split`` are classified right, in float32 on the CPU or wherever the model is.
 
     Args:
@@ -300,4 +300,5 @@ def evaluate(
         correct += int((logits(model(images.to(device))).argmax(1).cpu() == labels).sum())
     if isinstance(model, nn.Module):
         model.train(training)
-    return Evaluation(task.name, split, correct, len(part))
+    network = model if isinstance(model, nn.Module) else None
+    return Evaluation(task.name, split, correct, len(part), task.input_shape, network)

@@ -57,7 +57,7 @@ def parse_quantity(text: str) -> Quantity:
 def format_bytes(count: float) -> str:
     """Return ``count`` bytes in the decimal unit that fits: ``format_bytes(3_160_000) == '3.16 MB'``."""
     for unit in ("B", "kB", "MB"):
-        if abs(count) < 1000:
+        if abs(count) < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reluctant.errors import UnknownName, UsageError
-from reluctant.linearize import linearize
+from reluctant.linearization import linearize
 from reluctant.masked import MaskedModel, attach
 from reluctant.methods import METHODS
 from reluctant.methods.base import MaskMethod, Method

@@ -92,7 +92,7 @@ def test_counts_go_to_json() -> None:
 
 
 def resnet_macs(widths: list[int], blocks: int, classes: int) -> int:
-    """Of a CIFAR ResNet: stem, stages of basic blocks, each but the first with a 1x1 shortcut at half the size, head."""
+    """Of a CIFAR ResNet: stem, stages of basic blocks, a 1x1 shortcut where the size halves, head."""
     total, size, channels = 9 * 3 * widths[0] * 32 * 32, 32, widths[0]
     for stage, width in enumerate(widths):
         size = 32 >> stage

@@ -51,7 +51,8 @@ def secure(**changes: Any) -> dict[str, Any]:
     return {
         "engine": "cheetah", "adversary": "semi-honest", "parties": 2, "dealer": "none", "private": True,
         "offline_included": True, "statement": "Neither party learns more than the public part.", "processes": 2,
-        "network": "loopback", "batch": 1, "fraction_bits": 18, "public": ["architecture", "masks"], "link": "plain TCP",
+        "network": "loopback", "batch": 1, "fraction_bits": 18, "public": ["architecture", "masks"],
+        "link": "plain TCP",
     } | changes  # fmt: skip
 
 

@@ -54,6 +54,15 @@ def test_only_the_sites_where_it_is_so_are_counted(dense: Make, linearized: Make
     assert "at 1 of 2 sites" in (dearer_sentence(network) or "")
 
 
+def test_the_price_of_a_relu_is_that_of_the_network_that_still_had_it(dense: Make, linearized: Make) -> None:
+    few = cost((3, 0), 4, surrogate=150)
+    few["by_site"][0]["comparison_bytes"] = 3 * 4 * 900  # the last ReLUs of a site carry its overhead
+    network = networks([dense("run"), linearized("run", setting={"linearized": few})])[1]
+    found = dearer_surrogates(network)
+    assert found is not None
+    assert (found.sites, found.relu_bytes) == (("conv", "fc"), 100)
+
+
 def test_without_a_dense_run_the_price_of_the_relus_kept_is_used(linearized: Make) -> None:
     found = dearer_surrogates(networks([linearized("run", surrogate=378)])[0])
     assert found is not None

@@ -59,3 +59,8 @@ def test_extreme_accuracies_are_drawn(linearized: Make, test: float) -> None:
 
 def test_a_network_without_relus_is_drawn_on_the_logarithmic_axis(linearized: Make) -> None:
     assert "snl at 25%" in figure([linearized(kept=(0, 0)), linearized(method="random", test=0.99)])
+
+
+def test_names_are_drawn_as_they_are(linearized: Make) -> None:
+    svg = figure([linearized(method="$x$<b>$\\frac", budget=None)])
+    assert "$x$&lt;b&gt;$\\frac" in svg

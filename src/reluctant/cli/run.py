@@ -17,7 +17,7 @@ def run(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of the network.")],
     engine: Annotated[str, typer.Option("--engine", help=", ".join(ENGINES.names()) + ".")] = "cheetah",
     images: Annotated[int, typer.Option("--images", help="How many test images to send.", min=1)] = 1,
-    batch: Annotated[int, typer.Option("--batch", help="Images that travel together.", min=1)] = 1,
+    batch: Annotated[int | None, typer.Option("--batch", help="Images that travel together.", min=1)] = None,
     data: Data = None,
     download: Download = False,
     json: Json = False,
@@ -29,10 +29,11 @@ def run(
     """
     from reluctant.experiment import Machine, network_cost, run_checkpoint
 
-    chosen = ENGINES[engine](batch=batch)
     with ProgressView(quiet=json) as progress:
-        _, done = run_checkpoint(checkpoint, Machine(data, download), engine=chosen, images=images, progress=progress)
-    measured = done.run
+        _, done = run_checkpoint(
+            checkpoint, Machine(data, download), engine=engine, images=images, batch=batch, progress=progress
+        )
+    measured, chosen = done.run, done.engine
     show(
         network_cost(done),
         f"{checkpoint}: classes {done.answers}; {done.argmax_equal_twin} of {images} as the twin, "

@@ -4,7 +4,6 @@ SPU (SecretFlow, version 0.9.5) runs one runtime a party; its symbol table keeps
 interface for what an executable cost, but writes it to its log after each run, so the log is read.
 """
 
-import contextlib
 import importlib.util
 import re
 import sys

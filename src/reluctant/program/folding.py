@@ -29,6 +29,9 @@ from reluctant.program.operations import (
 Numbers = NDArray[np.float64]
 OpType = TypeVar("OpType", bound=Op)
 
+#: A scale is divided by only if its smallest channel is no smaller than this part of its largest.
+_SMALLEST_RATIO = 1 / 256
+
 
 class Draft:
     """A program that is still being rewritten. Every array belongs to one operation.
@@ -214,6 +217,12 @@ def _scale_into_producer(draft: Draft, op: Op) -> bool:
     return True
 
 
+def _divides(scale: Numbers) -> bool:
+    """Return whether one may divide by ``scale`` without numbers that fixed point cannot hold well."""
+    sizes = np.abs(scale)
+    return bool(sizes.min() > sizes.max() * _SMALLEST_RATIO)
+
+
 def _scale_into_consumers(draft: Draft, op: Op) -> bool:
     users = draft.consumers(op.output)
     takers = [user for user in users if isinstance(user, Conv2d | Linear)]
@@ -224,7 +233,7 @@ def _scale_into_consumers(draft: Draft, op: Op) -> bool:
         return False
     stays = None  # a bias that must stay before the operation: padding comes after it
     if bias is not None and any(isinstance(user, Conv2d) and any(user.padding) for user in takers):
-        if scale is None or not scale.all():
+        if scale is None or not _divides(scale):
             return False
         stays, bias = bias / scale, None
     for user in takers:
@@ -287,7 +296,7 @@ def _scale_past_activation(draft: Draft, op: Op) -> bool:
         return False
     shape = draft.shapes()[op.output]
     scale, bias = _scale_and_bias(draft, op)
-    if scale is None or scale.shape != shape[:1] or scale.min() <= 0:
+    if scale is None or scale.shape != shape[:1] or scale.min() <= 0 or not _divides(scale):
         return False
     dropped = np.broadcast_to(_aligned(shape, scale), shape).reshape(-1)[user.rest]
     if user.c0 is not None:

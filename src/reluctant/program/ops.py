@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from reluctant.errors import UsageError
-from reluctant.program.operations import INPUT, Activation, Array, BadOperation, MaxPool, Op, Shape, check
+from reluctant.program.operations import INPUT, Activation, Array, BadOperation, Op, Shape, check
 from reluctant.program.wire import decode, from_json, to_json
 
 _FORMAT = 1
@@ -101,16 +101,15 @@ class Program:
         """ReLUs of one inference."""
         return sum(site.kept for site in self.sites)
 
-    @property
-    def pools(self) -> bool:
-        """Whether anything but a ReLU makes comparisons."""
-        return any(isinstance(op, MaxPool) for op in self.ops)
-
     def macs(self) -> dict[str, int]:
         """Return the multiply-accumulates with private numbers of one inference, by the value that each op makes."""
         shapes = self.shapes
         counts = {op.output: op.macs([shapes[name] for name in op.inputs], self.array_shapes) for op in self.ops}
         return {name: count for name, count in counts.items() if count}
+
+    def with_arrays(self, arrays: Mapping[str, Array]) -> "Program":
+        """Return the same program with the server's arrays."""
+        return replace(self, arrays=arrays)
 
     def public(self) -> dict[str, Any]:
         """Return everything that both parties know, as a JSON value: structure, shapes and masks, no array."""

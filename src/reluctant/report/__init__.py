@@ -2,13 +2,12 @@
 
 from reluctant.report.card import cards
 from reluctant.report.front import Front, Point, fronts, undominated
-from reluctant.report.html import HasRecord, Report
+from reluctant.report.html import Report
 from reluctant.report.networks import Network, networks
 from reluctant.report.results import results_page
 
 __all__ = [
     "Front",
-    "HasRecord",
     "Network",
     "Point",
     "Report",

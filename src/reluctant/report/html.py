@@ -2,39 +2,38 @@
 
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from reluctant.errors import UsageError
+from reluctant.experiment import as_records
 from reluctant.files import write_atomically
 from reluctant.records import Record
 from reluctant.report.card import cards
 from reluctant.report.networks import networks, plain_label
 from reluctant.report.sentences import lead, percent
 from reluctant.report.view import View
+from reluctant.secure import SecureRun
+from reluctant.training import Evaluation
 from reluctant.units import format_bytes, format_seconds
-
-
-@runtime_checkable
-class HasRecord(Protocol):
-    """Anything that can say what it was as a record: an evaluation, a secure run."""
-
-    def record(self) -> Record:
-        """Return the record."""
 
 
 class Report:
     """A view of records. Every number in it comes from one of them.
 
+    Args:
+        items: records, or what :func:`reluctant.evaluate` and :func:`reluctant.secure_run` gave.
+
     Example:
         >>> Report(load_records(["runs/demo"])).save("report.html")  # doctest: +SKIP
     """
 
-    def __init__(self, items: Iterable[Record | HasRecord]) -> None:
-        found = {record.digest: record for record in (i if isinstance(i, Record) else i.record() for i in items)}
+    def __init__(self, items: Iterable[Record | Evaluation | SecureRun]) -> None:
+        found = {record.digest: record for record in as_records(items)}
         if not found:
             raise UsageError("a report needs at least one record, got none; evaluate or run a network first")
-        self.records = tuple(found.values())
+        self.records = tuple(sorted(found.values(), key=lambda record: datetime.fromisoformat(record.created)))
         self.networks = networks(self.records)
 
     def card(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from reluctant.records import KeptSite, NetworkCost, Record, Secure
 
@@ -109,7 +110,7 @@ def networks(records: Iterable[Record]) -> tuple[Network, ...]:
     together.
     """
     alike: dict[tuple[object, ...], list[Record]] = defaultdict(list)
-    for record in records:
+    for record in sorted(records, key=lambda record: datetime.fromisoformat(record.created)):
         if record.status == "complete":
             mask = record.mask["digest"] if record.mask and record.method else None
             alike[(record.task, record.model, record.design, record.method, record.budget, record.seed, mask)].append(
@@ -131,7 +132,7 @@ def networks(records: Iterable[Record]) -> tuple[Network, ...]:
 
     found.sort(key=place)
     labelled = [replace(network, label=_label(network, found)) for network in found]
-    return tuple(replace(network, dense=_origin(network, labelled)) for network in labelled)
+    return tuple(n if n.is_dense else replace(n, dense=_origin(n, labelled)) for n in labelled)
 
 
 def _by_checkpoint(records: Sequence[Record]) -> list[tuple[Record, ...]]:
@@ -174,8 +175,6 @@ def _label(network: Network, among: Sequence[Network]) -> str:
 
 def _origin(network: Network, among: Sequence[Network]) -> Network | None:
     """Return the dense network of the same task and model, of the same seed if there is one."""
-    if network.is_dense:
-        return None
     head = network.head
     dense = [n for n in among if n.is_dense and (n.head.task, n.head.model) == (head.task, head.model)]
     return next((n for n in dense if n.head.seed == head.seed), dense[0] if dense else None)

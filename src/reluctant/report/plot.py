@@ -83,13 +83,11 @@ def front_figure(front: Front, name: str) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(4.4, 3.0), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        axes.set_xscale("log")
         for dense in front.dense:
             axes.axhline(100 * dense.accuracy, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         best = [point for point in front.points if point.best]
@@ -98,10 +96,7 @@ def front_figure(front: Front, name: str) -> str:
             _draw(axes, point, dense=False, named=point.best or len(front.points) <= _NAMED)
         for point in front.dense:
             _draw(axes, point, dense=True, named=True)
-        _set_limits(axes, front)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda relus, _: _short(relus)))
+        _set_axes(axes, front)
         axes.set_xlabel("ReLUs kept, an image")
         axes.set_title(f"test accuracy, % of {front.n_test:,}", loc="left", fontsize=9, color=_MUTED)
         file = io.StringIO()
@@ -138,13 +133,25 @@ def _draw(axes: Any, point: Point, *, dense: bool, named: bool) -> None:
     )
 
 
-def _set_limits(axes: Any, front: Front) -> None:
+def _set_axes(axes: Any, front: Front) -> None:
+    """A logarithmic axis of ReLUs, with a linear stretch at its start where a network has none left."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     points = (*front.points, *front.dense)
-    relus = [max(1, point.relus) for point in points]
+    relus = sorted(point.relus for point in points)
+    fewest, right = next((count for count in relus if count), 1), relus[-1] * (1.4 if front.dense else 3.5)
+    if relus[0] == 0:
+        axes.set_xscale("symlog", linthresh=fewest, linscale=0.5)
+        axes.set_xlim(-0.3 * fewest, max(right, 2))
+    else:
+        axes.set_xscale("log")
+        axes.set_xlim(fewest / 1.6, right)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda relus, _: _short(relus)))
     ends = [100 * end for point in points for end in point.interval]
     span = max(1.0, max(ends) - min(ends))
     axes.set_ylim(max(0.0, min(ends) - 0.1 * span), min(100.4, max(ends) + 0.1 * span))
-    axes.set_xlim(min(relus) / 1.6, max(relus) * (1.4 if front.dense else 3.5))
 
 
 def _short(relus: float) -> str:

@@ -64,6 +64,7 @@ def linearize(
     )
     small = method.run(attach(model, sites, method.surrogate), job).to("cpu").eval()
     small.zero_grad(set_to_none=True)
+    small.made_by = {"method": method.to_json(), "budget": Budget.parse(budget).text}
     cost = prices.cost(small.mask.by_site())
     if cost > limit:
         raise BudgetError(f"method {method.name} kept {cost:,.0f} {prices.unit}, over its limit of {limit:,.0f}")

@@ -1,0 +1,174 @@
+"""One party of a secure run, a process of its own: ``python -m reluctant.engines.party FOLDER``.
+
+The folder holds what this party alone knows: the server's program and arrays, or the client's images. What the party
+has to say to whoever started it goes to standard output, a JSON object a line; its result goes into the folder.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reluctant.engines.base import EngineRun, SiteCost
+from reluctant.engines.session import CLIENT, SERVER, Role, Session, Settings
+from reluctant.engines.spu import Log
+from reluctant.engines.watching import ALONE, Deadline, PeerWatch, die_with_parent, require_free
+from reluctant.errors import EngineError, ReluctantError
+from reluctant.program.ops import Program
+
+#: SPU's own time-out for an answer; a party that is gone is noticed long before, by its connection.
+_PATIENCE_MS = 4 * 3600 * 1000
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a party is told by whoever starts it.
+
+    Args:
+        listen, peer: ``host:port`` of this party and of the other, as seen from here.
+        connect_timeout: seconds to wait for the other to appear.
+        batch: images in one run; the client decides.
+    """
+
+    role: Role
+    listen: str
+    peer: str
+    connect_timeout: float
+    fraction_bits: int
+    batch: int
+
+
+def write_order(folder: Path, order: Order, *, program: Program | None = None, images: Any = None) -> None:
+    """Put into ``folder`` what a party needs: the program with its arrays, or the images."""
+    from safetensors.numpy import save_file
+
+    if program is not None and program.arrays is not None:
+        (folder / "program.json").write_text(json.dumps(program.public()))
+        save_file(dict(program.arrays), folder / "arrays.safetensors")
+    if images is not None:
+        save_file({"images": images}, folder / "images.safetensors")
+    (folder / "order.json").write_text(json.dumps(asdict(order)))
+
+
+def read_result(folder: Path) -> EngineRun:
+    """Return the run that a party left in ``folder``.
+
+    Raises:
+        EngineError: it left none.
+    """
+    from safetensors.numpy import load_file
+
+    try:
+        fields = json.loads((folder / "result.json").read_text())
+        outputs = load_file(folder / "outputs.safetensors")
+    except (OSError, ValueError) as error:
+        raise EngineError(f"a party left no result: {error}") from error
+    fields["by_site"] = tuple(SiteCost(**row) for row in fields["by_site"])
+    found = [outputs[str(number)] for number in range(len(outputs))]
+    return EngineRun(outputs=found[0], more_outputs=tuple(found[1:]), **fields)
+
+
+def _write_result(folder: Path, run: EngineRun) -> None:
+    from safetensors.numpy import save_file
+
+    fields = asdict(run)
+    outputs = [fields.pop("outputs"), *fields.pop("more_outputs")]
+    save_file(
+        {str(number): np.ascontiguousarray(o) for number, o in enumerate(outputs)}, folder / "outputs.safetensors"
+    )
+    (folder / "result.json").write_text(json.dumps(fields))
+
+
+class Voice:
+    """Speaks to whoever started this party; of two last words only the first is said."""
+
+    def __init__(self) -> None:
+        self._lock, self._ended = threading.Lock(), False
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        self._say({"event": "progress", "stage": stage, "done": done, "total": total})
+
+    def end(self, error: Exception | None, code: int | None = None) -> None:
+        """Say how it ended, and leave at once with ``code`` if one is given."""
+        with self._lock:
+            if not self._ended:
+                kind = type(error).__name__ if isinstance(error, ReluctantError) else "EngineError"
+                self._say(
+                    {"event": "done"} if error is None else {"event": "error", "kind": kind, "message": str(error)}
+                )
+            self._ended = True
+            if code is not None:
+                os._exit(code)
+
+    def _say(self, event: Mapping[str, Any]) -> None:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+
+
+def _connect(order: Order, rank: int) -> Any:
+    from spu import libspu
+
+    description = libspu.link.Desc()
+    description.recv_timeout_ms = _PATIENCE_MS
+    description.connect_retry_times = 1 << 20
+    description.connect_retry_interval_ms = 200
+    hosts = [order.listen, order.peer] if rank == SERVER else [order.peer, order.listen]
+    for name, host in zip(("server", "client"), hosts, strict=True):
+        description.add_party(name, host)
+    return libspu.link.create_brpc(description, rank)
+
+
+def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
+    """Do the party's work from connecting to the result."""
+    from safetensors.numpy import load_file
+
+    rank, other = (SERVER, "client") if order.role == "server" else (CLIENT, "server")
+    log = Log(folder / "spu.log")
+    require_free(order.listen)
+    voice.progress("connect", 0, 1)
+    late = EngineError(f"the {other} at {order.peer} did not connect within {order.connect_timeout:g} seconds")
+    deadline = Deadline(order.connect_timeout, lambda: voice.end(late, ALONE))
+    link = _connect(order, rank)
+    deadline.stop()
+    gone = EngineError(f"the {other} at {order.peer} broke off in the middle of the run; this party stopped")
+    watch = PeerWatch(order.peer, lambda: voice.end(gone, ALONE))
+    session = Session(rank, link, log, Settings(order.fraction_bits), voice.progress)
+    try:
+        if rank == SERVER:
+            arrays = load_file(folder / "arrays.safetensors")
+            public = Program.from_public(json.loads((folder / "program.json").read_text()))
+            run = session.serve(public.with_arrays(arrays))
+        else:
+            run = session.query(load_file(folder / "images.safetensors")["images"], order.batch)
+    except ReluctantError:
+        raise
+    except Exception as error:
+        if watch.lost.wait(3):
+            raise gone from error
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip(" what:")), repr(error))
+        raise EngineError(f"the {order.role} failed: {reason}") from error
+    finally:
+        watch.finish()
+    return run
+
+
+def main() -> None:
+    """Be the party that the folder named on the command line describes."""
+    folder, voice = Path(sys.argv[1]), Voice()
+    order = Order(**json.loads((folder / "order.json").read_text()))
+    die_with_parent(folder.parent)
+    try:
+        _write_result(folder, _take_part(folder, order, voice))
+    except ReluctantError as error:
+        voice.end(error, 2)
+    voice.end(None, 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""From a masked PyTorch model to a program; nothing after this sees PyTorch."""
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from reluctant.errors import UnsupportedOperation
+from reluctant.masked import MaskedActivation, MaskedModel
+from reluctant.program.aten import CONVERTERS
+from reluctant.program.conversion import HINTS, Refused, Value
+from reluctant.program.folding import Draft, Numbers, fold
+from reluctant.program.operations import INPUT, Activation, Scale
+from reluctant.program.ops import Program, ProgramSite
+from reluctant.program.tracing import BATCH, place, trace
+
+
+def lower(masked: MaskedModel) -> Program:
+    """Return the program of ``masked``: what it computes in evaluation mode, on the CPU, in float32.
+
+    Batch norms are folded, masks become index lists, and linear operations with nothing between them are merged where
+    that is exact and no dearer. A site that keeps nothing and lets everything through vanishes.
+
+    Raises:
+        UnsupportedOperation: the model does something that no program has, or depends on the values in a tensor. The
+            line of the model's code is named.
+    """
+    graph, activations = trace(masked)
+    draft = Draft(tuple(masked.sites.input_shape))
+    _Lowering(graph, activations, draft).run()
+    fold(draft)
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in draft.arrays.items()}
+    sites = tuple(ProgramSite(a.site.name, int(a.keep.sum()), a.site.relus, a.surrogate.name) for a in activations)
+    return Program(
+        ops=tuple(draft.ops),
+        input_shape=draft.input_shape,
+        outputs=draft.outputs,
+        array_shapes={name: array.shape for name, array in arrays.items()},
+        sites=sites,
+        arrays=arrays,
+    )
+
+
+class _Lowering:
+    """Walks a graph once: what does not depend on the images is computed, the rest becomes operations."""
+
+    def __init__(self, graph: GraphModule, activations: list[MaskedActivation], draft: Draft) -> None:
+        self.graph, self.activations, self.draft = graph, activations, draft
+        self.known: dict[Node, Any] = {}
+
+    def run(self) -> None:
+        for node in self.graph.graph.nodes:
+            try:
+                self.known[node] = self._convert(node)
+            except Refused as refusal:
+                raise UnsupportedOperation(self._message(node, str(refusal))) from refusal
+
+    def _message(self, node: Node, reason: str) -> str:
+        where = place(node)
+        name = str(node.target).removesuffix(".default")
+        hint = next((hint for part, hint in HINTS.items() if part in name), HINTS[""])
+        return f"{name}{' at ' + where if where else ''}: {reason or 'no secure program has it'}; {hint}"
+
+    def _convert(self, node: Node) -> Any:
+        if node.op == "placeholder":
+            return Value(INPUT, self.draft.input_shape)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.graph)
+        args, kwargs = pytree.tree_map_only(Node, lambda n: self.known[n], (node.args, node.kwargs))
+        if node.op == "output":
+            return self._finish(args[0])
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        inner = pytree.tree_leaves((args, kwargs))
+        target: Any = node.target
+        if not any(isinstance(item, Value) for item in inner):
+            if torch.Tag.nondeterministic_seeded in target.tags:
+                raise Refused("it draws random numbers")
+            return target(*args, **kwargs)
+        name = target.name().partition(".")[0]
+        if name == "reluctant::site":
+            return self._activation(node.name, args[0], self.activations[args[1]])
+        if name not in CONVERTERS:
+            raise Refused("")
+        result = CONVERTERS[name](self.draft, node.name, node.meta.get("val"), *args, **kwargs)
+        self._check_shape(node, result)
+        return result
+
+    def _check_shape(self, node: Node, result: Any) -> None:
+        expected = node.meta.get("val")
+        if isinstance(result, Value) and isinstance(expected, Tensor):
+            wanted = tuple(expected.shape)
+            if (BATCH, *result.shape) != wanted:
+                raise Refused(f"its result of shape {wanted} is not one of {BATCH} images apart")
+
+    def _activation(self, name: str, z: Value, activation: MaskedActivation) -> Value:
+        terms, shape = activation.surrogate.terms, activation.site.shape
+        keep = activation.keep.numpy().reshape(-1)
+        trained = [
+            None if term in ("zero", "one") else c.numpy().astype(np.float64)
+            for term, c in zip(terms, activation.coefficients(), strict=True)
+        ]
+        if not keep.any() and terms[1] != "zero" and terms[2] == "zero":
+            return self._affine(name, z, trained[0], trained[1])
+        if keep.all():
+            trained = [None, None, None]
+        dropped = [None if c is None else np.broadcast_to(c, shape).reshape(-1)[~keep] for c in trained]
+        c0, c1, c2 = (self.draft.store(f"{name}.c{degree}", values) for degree, values in enumerate(dropped))
+        self.draft.ops.append(
+            Activation(
+                output=name,
+                inputs=(z.name,),
+                site=activation.site.name,
+                keep=keep,
+                c0=c0,
+                c1=c1,
+                c2=c2,
+                unit_slope=terms[1] == "one",
+            )
+        )
+        return Value(name, shape)
+
+    def _affine(self, name: str, z: Value, c0: Numbers | None, c1: Numbers | None) -> Value:
+        """A site with no ReLU left whose surrogate has no square: a scale, which may be folded away."""
+        scale, bias = (
+            None if c is None else c.reshape(-1) if c.size == z.shape[0] else np.broadcast_to(c, z.shape)
+            for c in (c1, c0)
+        )
+        draft = self.draft
+        draft.ops.append(
+            Scale(
+                output=name,
+                inputs=(z.name,),
+                scale=draft.store(f"{name}.scale", scale),
+                bias=draft.store(f"{name}.bias", bias),
+            )
+        )
+        return Value(name, z.shape)
+
+    def _finish(self, outputs: Any) -> None:
+        found = pytree.tree_leaves(outputs)
+        if not found or not all(isinstance(item, Value) for item in found):
+            raise Refused("an output of the model does not depend on its input")
+        self.draft.outputs = tuple(item.name for item in found)
