@@ -23,7 +23,9 @@ def test_a_public_name_stays_itself_when_its_module_is_imported():
 
 
 def test_importing_is_cheap():
-    code = "import sys, reluctant; print(sorted(m for m in ('torch', 'numpy', 'jax', 'spu', 'rich') if m in sys.modules))"
+    code = (
+        "import sys, reluctant; print(sorted(m for m in ('torch', 'numpy', 'jax', 'spu', 'rich') if m in sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

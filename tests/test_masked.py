@@ -14,6 +14,7 @@ from torch import nn
 from reluctant.errors import ShapeError, SiteError
 from reluctant.mask import Mask
 from reluctant.masked import BlendedReLU, MaskedActivation, attach
+from reluctant.methods.snl import SoftGate
 from reluctant.sites import ActivationSite, find_sites
 from reluctant.surrogates import SURROGATES, Affine, Quadratic, Shift
 from reluctant.training import logits
@@ -59,6 +60,20 @@ def test_in_place_calls_still_overwrite_their_input():
     masked = attach(model, find_sites(model, torch.zeros(1, 3)))
     half = masked.with_mask(Mask({":relu": torch.tensor([True, False, True])}))
     assert half(torch.tensor([[-1.0, -1.0, 2.0]])).tolist() == [[1.0, 0.0, 3.0]]
+
+
+@pytest.mark.parametrize("network", zoo.LINEARIZABLE)
+@pytest.mark.parametrize("surrogate", [Shift, Quadratic])
+def test_every_network_can_be_trained_with_gates_and_without(network, surrogate):
+    model = network()
+    masked = attach(model, find_sites(model, images(1)), surrogate()).train()
+    with masked.gates(SoftGate) as gates:
+        logits(masked(images())).square().sum().backward()
+        assert all(gate.alpha.grad is not None for gate in gates.values())
+    masked.zero_grad()
+    masked.set_mask(~masked.mask)
+    logits(masked(images())).square().sum().backward()
+    assert all(constant.grad is not None for constant in masked.constants())
 
 
 @pytest.mark.parametrize("surrogate", SURROGATE_KINDS)

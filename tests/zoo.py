@@ -115,6 +115,14 @@ class TrainingOnly(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class NoGradients(nn.Module):
+    """A ReLU that nothing could be trained through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return x.relu()
+
+
 class NotReLU(nn.Module):
     """SiLU, ReLU6, GELU, hard-swish, max-pooling, a hand-made ReLU; and one real one."""
 

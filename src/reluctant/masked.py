@@ -298,8 +298,10 @@ class _Interception(TorchFunctionMode):
                 f"site {name} got an input of shape {tuple(call.input.shape[1:])}, its mask is of {site.shape}: "
                 f"the model was linearized for inputs of shape {masked.sites.input_shape}"
             )
-        output = masked.activations[index](call.input)
-        return call.input.copy_(output) if call.inplace else output
+        if not call.inplace:
+            return masked.activations[index](call.input)
+        # The backward pass may need the input, which is about to be overwritten.
+        return call.input.copy_(masked.activations[index](call.input.clone()))
 
 
 def attach(model: nn.Module, sites: Sites, surrogate: Surrogate | None = None) -> MaskedModel:

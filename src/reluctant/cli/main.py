@@ -2,11 +2,9 @@
 
 import json
 import logging
-import os
 import sys
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from reluctant.errors import ReluctantError
@@ -14,8 +12,9 @@ from reluctant.errors import ReluctantError
 app = typer.Typer(
     name="reluctant",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -27,25 +26,24 @@ def settings(
     ] = False,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads to compute with; 0 for all.", min=0)] = 0,
 ) -> None:
-    """Make a trained CNN cheap enough for [bold]private inference[/bold], and then run it.
+    """Make a trained CNN cheap enough for **private inference**, and then run it.
 
     A client's image and a server's weights stay secret from each other under cryptography, and every ReLU costs a
     secure comparison. A network and a budget go in; a network that keeps only the ReLUs it can afford comes out, its
     accuracy, and the private inference itself, run between two processes and checked.
 
-    [bold]From nothing to an answer:[/bold]
+    All of it, on a small real task, in three minutes:
 
-      reluctant demo                                            all of it on a small real task, in three minutes
+    - `reluctant demo`
 
-      reluctant train resnet20 --task cifar10 --out runs/teacher
+    On a task and a network of your own:
 
-      reluctant linearize runs/teacher --method snl --budget 10% --out runs/snl-10
-
-      reluctant evaluate runs/snl-10
-
-      reluctant run runs/snl-10 --engine cheetah --images 4
-
-      reluctant report runs --out report.html
+    - `reluctant sites resnet20 --task cifar10`
+    - `reluctant train resnet20 --task cifar10 --out runs/teacher`
+    - `reluctant linearize runs/teacher --method snl --budget 10% --out runs/snl-10`
+    - `reluctant evaluate runs/snl-10`
+    - `reluctant run runs/snl-10 --engine cheetah --images 4`
+    - `reluctant report runs --out report.html`
 
     Each command prints one line to act on, or with --json its record. Bad input ends with one line and exit code 2.
     """
@@ -66,20 +64,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     from reluctant.cli import cost, demo, evaluate, linearize, report, run, sites, train  # noqa: F401  (they register)
 
     try:
-        code = app(args=arguments, standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        app(args=arguments)
     except ReluctantError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -34,7 +33,7 @@ class ProgressView:
         self.begun: dict[str, tuple[float, int]] = {}
         self.printed: dict[str, float] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressView":
         self.bars.start()
         return self
 
@@ -42,6 +41,8 @@ class ProgressView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bars.stop()
+        if kind is KeyboardInterrupt:
+            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
 
     def __call__(self, stage: str, done: int, total: int, **metrics: float) -> None:
         text = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())

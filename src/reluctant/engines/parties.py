@@ -18,8 +18,8 @@ from typing import Any
 import reluctant
 from reluctant import errors
 from reluctant.engines.base import EngineRun, Images, Progress
+from reluctant.engines.meeting import free_ports
 from reluctant.engines.party import Order, read_result, write_order
-from reluctant.engines.watching import free_ports
 from reluctant.errors import EngineError, ReluctantError
 from reluctant.program.ops import Program
 
@@ -61,7 +61,7 @@ class _Child:
         """Return what it said about its end, or what its exit code and its last line tell."""
         if self.end is not None and self.end.get("event") == "error":
             kind = getattr(errors, str(self.end.get("kind")), EngineError)
-            return kind(str(self.end.get("message")))  # type: ignore[no-any-return]
+            return kind(str(self.end.get("message")))
         code = self.process.returncode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lines = (self.folder / "stderr.txt").read_text(errors="replace").strip().splitlines()
@@ -84,12 +84,15 @@ def run_locally(
     """
     ports = free_ports(2)
     server, client = (f"127.0.0.1:{port}" for port in ports)
-    common = {"connect_timeout": connect_timeout, "fraction_bits": fraction_bits, "batch": batch}
+    orders = [
+        Order("server", server, client, connect_timeout, fraction_bits, batch),
+        Order("client", client, server, connect_timeout, fraction_bits, batch),
+    ]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reluctant-")))
         children = [
-            _start(stack, folder, Order("server", server, client, **common), program=program),
-            _start(stack, folder, Order("client", client, server, **common), images=images),
+            _start(stack, folder, orders[0], program=program),
+            _start(stack, folder, orders[1], images=images),
         ]
         _supervise(children, progress)
         return read_result(children[1].folder)

@@ -16,14 +16,18 @@ from typing import Any
 import numpy as np
 
 from reluctant.engines.base import EngineRun, SiteCost
+from reluctant.engines.meeting import meet
 from reluctant.engines.session import CLIENT, SERVER, Role, Session, Settings
 from reluctant.engines.spu import Log
-from reluctant.engines.watching import ALONE, Deadline, PeerWatch, die_with_parent, require_free
+from reluctant.engines.watching import ALONE, Deadline, PeerWatch, die_with_parent
 from reluctant.errors import EngineError, ReluctantError
 from reluctant.program.ops import Program
 
 #: SPU's own time-out for an answer; a party that is gone is noticed long before, by its connection.
 _PATIENCE_MS = 4 * 3600 * 1000
+
+#: Parties that have met open their link within a second or two; a slow machine may take longer.
+_LINK_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,10 @@ def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
 
     rank, other = (SERVER, "client") if order.role == "server" else (CLIENT, "server")
     log = Log(folder / "spu.log")
-    require_free(order.listen)
     voice.progress("connect", 0, 1)
-    late = EngineError(f"the {other} at {order.peer} did not connect within {order.connect_timeout:g} seconds")
-    deadline = Deadline(order.connect_timeout, lambda: voice.end(late, ALONE))
+    meet(order.listen, order.peer, order.connect_timeout)
+    late = EngineError(f"the {other} at {order.peer} was there, but its link did not open in {_LINK_SECONDS} seconds")
+    deadline = Deadline(_LINK_SECONDS, lambda: voice.end(late, ALONE))
     link = _connect(order, rank)
     deadline.stop()
     gone = EngineError(f"the {other} at {order.peer} broke off in the middle of the run; this party stopped")

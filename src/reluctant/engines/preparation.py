@@ -1,9 +1,58 @@
 """Do what a protocol does once before the images come, so that it is not counted as the cost of the first."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from reluctant.engines.spu import Compiled, Machine, Traffic
+from reluctant.engines.spu import Compiled, Machine, Traffic, compile_function
+from reluctant.program.operations import Scale, Shape
+
+_SERVER, _CLIENT = 0, 1
+_SMALL = 8
 
 
 def prepare(machine: Machine, compiled: Sequence[Compiled]) -> Traffic:
-    return Traffic()
+    """Run one instance of each kind of work that the program has; return what that cost.
+
+    The first product makes homomorphic keys and the first comparison oblivious transfers, once for each of the
+    parallel streams that a tensor falls into: so the largest comparison and the largest truncation are run, too.
+    """
+    program = compiled[0].program
+    batch = max(one.batch for one in compiled)
+    truncated = batch * max(math.prod(shape) for shape in program.shapes.values())
+    compared = max((e.comparisons for one in compiled for e in one.executables), default=0)
+    work: list[tuple[Callable[[Any, Any], Any], int]] = [
+        (lambda x, w: x.reshape(_SMALL, -1) @ w.reshape(-1, _SMALL), _SMALL * _SMALL),
+        (lambda x, w: (x + w).reshape(_SMALL, -1) @ w.reshape(-1, _SMALL), _SMALL * _SMALL),
+        (lambda x, w: (x + w) * 0.3, truncated),
+    ]
+    if compared:
+        work.append((_relu, compared))
+    scales = [op.scale for op in program.ops if isinstance(op, Scale)]
+    if any((*scales, *(op.c1 or op.c2 for op in program.activations()))):
+        work.append((lambda x, w: (x + w) * w, _SMALL))
+    if any(op.c2 for op in program.activations()):
+        work.append((lambda x, w: (x + w) * (x + w), _SMALL))
+    return sum((_run(machine, function, size) for function, size in work), Traffic())
+
+
+def _relu(x: Any, w: Any) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.maximum(x + w, 0)
+
+
+def _run(machine: Machine, function: Callable[[Any, Any], Any], size: int) -> Traffic:
+    """Run ``function`` on a private vector of either party (all zeros), whose sum is shared between them."""
+    shapes: dict[str, Shape] = {"prepare:client": (size,), "prepare:server": (size,)}
+
+    def run(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"prepare:made": function(values["prepare:client"], values["prepare:server"])}
+
+    executable = compile_function(run, shapes, ["prepare:made"], "prepare")
+    for name, owner in (("prepare:client", _CLIENT), ("prepare:server", _SERVER)):
+        machine.put(name, None, shapes[name], owner)
+    traffic = machine.run(executable)
+    for name in (*shapes, "prepare:made"):
+        machine.forget(name)
+    return traffic

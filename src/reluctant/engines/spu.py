@@ -135,7 +135,7 @@ class Compiled:
 
 
 def compile_program(program: Program, batch: int) -> Compiled:
-    """Return the steps of the public part of ``program``, compiled for ``batch`` images. The last few are remembered."""
+    """Return the steps of the public part of ``program``, compiled for ``batch`` images; the last few are remembered."""
     return _compile(_ByDigest(program), batch)
 
 
@@ -286,7 +286,11 @@ class Machine:
         for number, executable in enumerate(compiled.executables):
             tally.add(number, self.run(executable), executable.comparisons)
             for name in forget[number]:
-                self._runtime.del_var(_in_table(name, False))
+                self.forget(_in_table(name, False))
+
+    def forget(self, name: str) -> None:
+        """Drop a value from the symbol table."""
+        self._runtime.del_var(name)
 
     def share(self, output: str) -> Any:
         """Return this party's share of an output of the program."""

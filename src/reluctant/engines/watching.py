@@ -8,56 +8,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from reluctant.errors import EngineError, UsageError
+from reluctant.engines.meeting import parse_address
 
 #: So long a party whose peer has closed its connection waits for its own end, since the other may just be done first.
 _GRACE_SECONDS = 1.0
 
 #: Exit codes of a party that stopped by itself.
 ALONE, ORPHANED = 4, 5
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of ``host:port``.
-
-    Raises:
-        UsageError: it is nothing of the kind.
-    """
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UsageError(f"address {text!r} is not host:port, for instance 127.0.0.1:9000")
-    return host, int(port)
-
-
-def require_free(address: str) -> None:
-    """Raise unless one can listen at ``address``.
-
-    Raises:
-        EngineError: another process listens there, or this machine has no such address.
-    """
-    host, port = parse_address(address)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen()
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise EngineError(
-                f"cannot listen at {address}: {reason}; choose another port or stop who uses it"
-            ) from error
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports on loopback that nobody listens at just now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 class PeerWatch:

@@ -1,0 +1,141 @@
+"""Two parties find each other on plain sockets before they open SPU's link.
+
+SPU's link loses seconds when one side calls before the other listens, and waits without end for one that never comes.
+So each party first listens at its own port itself, calls the other until it answers, and only when both have heard
+each other do they hand their ports over to SPU, at the same moment.
+"""
+
+import socket
+import threading
+import time
+
+from reluctant.errors import EngineError, UsageError
+
+_CALL, _ANSWER, _READY = b"reluctant?", b"reluctant!", b"ready"
+_PAUSE_SECONDS = 0.05
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of ``host:port``.
+
+    Raises:
+        UsageError: it is nothing of the kind.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UsageError(f"address {text!r} is not host:port, for instance 127.0.0.1:9000")
+    return host, int(port)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports on loopback that nobody listens at just now."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def listen_at(address: str) -> socket.socket:
+    """Return a socket that listens at ``address``.
+
+    Raises:
+        EngineError: another process listens there, or this machine has no such address.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(parse_address(address))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        reason = (error.strerror or str(error)).lower()
+        raise EngineError(f"cannot listen at {address}: {reason}; choose another port or free this one") from error
+    return listener
+
+
+def meet(listen: str, peer: str, seconds: float) -> None:
+    """Return when the other party is there, at about the same time in both.
+
+    Raises:
+        EngineError: the port is in use, or nobody answered within ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    with listen_at(listen) as listener:
+        called = _Called(listener)
+        connection = _call(parse_address(peer), deadline)
+        heard = connection is not None and called.within(deadline)
+    called.stop()
+    if connection is None or not heard:
+        raise EngineError(f"nobody answered at {peer} within {seconds:g} seconds; is the other party running there?")
+    with connection:
+        connection.sendall(_READY)
+        called.wait_ready()
+
+
+class _Called(threading.Thread):
+    """Answers the other party's call, on a thread of its own: both call at once."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__(daemon=True)
+        self._listener, self._stopped, self._heard = listener, threading.Event(), threading.Event()
+        self._connection: socket.socket | None = None
+        listener.settimeout(_PAUSE_SECONDS)
+        self.start()
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                connection = self._listener.accept()[0]
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            connection.settimeout(1)
+            try:
+                if connection.recv(len(_CALL)) == _CALL:
+                    connection.sendall(_ANSWER)
+                    self._connection = connection  # a second call is a caller who tried again
+                    self._heard.set()
+            except OSError:
+                connection.close()
+
+    def within(self, deadline: float) -> bool:
+        """Return whether the other party called before ``deadline``."""
+        return self._heard.wait(max(0.0, deadline - time.monotonic()))
+
+    def stop(self) -> None:
+        """Answer no more calls."""
+        self._stopped.set()
+        self.join()
+
+    def wait_ready(self) -> None:
+        """Wait until the other party has given up its port, too, or for a second at most."""
+        if self._connection is not None:
+            with self._connection as connection:
+                try:
+                    connection.recv(len(_READY))
+                except OSError:
+                    return
+
+
+def _call(address: tuple[str, int], deadline: float) -> socket.socket | None:
+    """Return a connection to the party that answers at ``address``; ``None`` if nobody does before ``deadline``."""
+    while time.monotonic() < deadline:
+        try:
+            connection = socket.create_connection(address, timeout=1)
+        except OSError:
+            time.sleep(_PAUSE_SECONDS)
+            continue
+        try:
+            connection.sendall(_CALL)
+            if connection.recv(len(_ANSWER)) == _ANSWER:
+                return connection
+        except OSError:
+            pass
+        connection.close()
+        time.sleep(_PAUSE_SECONDS)
+    return None

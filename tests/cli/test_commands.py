@@ -1,0 +1,153 @@
+"""The commands, as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from reluctant.checkpoints import load_checkpoint
+from reluctant.records import load_records
+from reluctant.training import evaluate
+
+QUICK = ("--set", "finetune.epochs=1", "--set", "finetune.batch=128")
+
+MINE = '''
+"""A network as somebody wrote it: functional ReLUs, one module called twice, a residual."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv1 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.conv2, self.bn, self.act = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.head = nn.Linear(8 * 4, 10)
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        y = F.relu(self.bn(self.conv1(x)))
+        x = self.act(self.conv2(y) + x)
+        return self.head(torch.flatten(F.avg_pool2d(x.clamp(min=0), 4), 1))
+
+
+def build():
+    return Net()
+'''
+
+
+def test_sites_as_text_and_json(cli):
+    ended = cli("sites", "resnet18", "--task", "cifar100")
+    assert ended.code == 0
+    assert "557,056 ReLUs at 17 sites, input 3x32x32" in ended.out
+    made = json.loads(cli("sites", "resnet18:stem_relu=false", "--task", "cifar100", "--json").out)
+    assert made["total"] == 491_520
+    assert len(made["sites"]) == 16
+    assert made["sites"][0] == {"name": "layer1.0.relu1", "shape": [64, 32, 32], "relus": 65_536}
+    assert made["other"] == []
+    assert [o["kind"] for o in json.loads(cli("sites", "vgg16-bn", "--task", "cifar10", "--json").out)["other"]] == [
+        "max_pool2d"
+    ] * 5
+
+
+def test_cost_counts(cli):
+    made = json.loads(cli("cost", "resnet20", "--task", "cifar10", "--json").out)
+    assert made["relus"]["kept"] == made["relus"]["total"] == 188_416
+    assert made["macs"]["total"] == pytest.approx(40.8e6, rel=0.01)
+    assert made["surrogates"]["squares"] == 0
+
+
+def test_train_linearize_evaluate_report(cli):
+    made = json.loads(cli("train", "resnet8:width=8", "--task", "digits", "--epochs", "2", "--out", "t", "--json").out)
+    assert (made["kind"], made["relus"]["kept"], made["epochs"]) == ("train", 2304, 2)
+    assert made["accuracy"]["test"] is None
+
+    words = ("linearize", "t", "--method", "autorep", "--budget", "10%", "--set", "method.search_epochs=2", *QUICK)
+    made = json.loads(cli(*words, "--out", "s", "--json").out)
+    assert made["kind"] == "linearize"
+    assert made["relus"] == {"total": 2304, "kept": 230, "sites": 7, "sites_kept": made["relus"]["sites_kept"]}
+    assert (made["track"], made["squares"], made["budget"]) == ("polynomial", 2304 - 230, "10%")
+    assert made["recipe"]["method"]["search_epochs"] == 2
+    assert Path("s/finetune.metrics.jsonl").exists()
+    assert not list(Path("s").glob("*.state"))
+
+    ended = cli("evaluate", "s")
+    assert "of 359 test images" in ended.out
+    evaluated = [record for record in load_records(["s"]) if record.kind == "evaluate"]
+    assert len(evaluated) == 1
+    assert cli("evaluate", "s").out == ended.out
+    assert len([record for record in load_records(["s"]) if record.kind == "evaluate"]) == 1
+
+    counted = json.loads(cli("cost", "s", "--json").out)
+    assert (counted["relus"]["kept"], counted["surrogates"]["squares"]) == (230, 2074)
+    assert json.loads(cli("sites", "s", "--json").out)["total"] == 2304
+
+    assert cli("evaluate", "t").code == 0
+    ended = cli("report", "t", "s", "--out", "page.html")
+    assert "page.html" in ended.out
+    assert "autorep" in Path("page.html").read_text()
+
+
+def test_the_accuracy_in_the_record_is_the_networks(cli, teacher, digits):
+    made = json.loads(cli("evaluate", teacher, "--json").out)
+    assert made["accuracy"]["test"] == evaluate(load_checkpoint(teacher).model, digits).accuracy
+    assert made["accuracy"]["n_test"] == 359
+
+
+def test_recipes_and_settings(cli, teacher):
+    Path("r.toml").write_text(
+        'budget = "20%"\nseed = 7\n[method]\nname = "taylor"\nimages = 128\n[finetune]\nepochs = 1\n'
+    )
+    made = json.loads(cli("linearize", teacher, "--recipe", "r.toml", "--budget", "15%", "--out", "s", "--json").out)
+    assert (made["method"], made["budget"], made["seed"]) == ("taylor", "15%", 7)
+    assert made["recipe"]["method"]["images"] == 128
+    assert made["relus"]["kept"] == int(0.15 * 2304)
+
+
+def test_interrupted_linearization_goes_on(cli, teacher):
+    from reluctant.loop import Loop
+
+    words = ("linearize", teacher, "--method", "snl", "--budget", "10%", "--set", "method.max_epochs=2")
+    cli(*words, *QUICK, "--out", "whole")
+    note = Loop.note
+
+    def interrupt(self, **metrics):
+        note(self, **metrics)
+        if self.stage == "search" and metrics["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "note", interrupt)
+        ended = cli(*words, *QUICK, "--out", "parts")
+    assert ended.code == 130
+    assert "goes on where it stopped" in ended.err
+    assert not (Path("parts") / "model.safetensors").exists()
+    assert cli(*words, *QUICK, "--out", "parts").code == 0
+    one, two = load_checkpoint(Path("whole")).model, load_checkpoint(Path("parts")).model
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+@pytest.mark.secure
+def test_a_users_own_model_all_the_way(cli):
+    """Functional ReLUs, a shared module and a residual: sites, train, linearize, run, without a change to the file."""
+    Path("mine.py").write_text(MINE)
+    made = json.loads(cli("sites", "mine.py:build", "--task", "digits", "--json").out)
+    assert [site["name"] for site in made["sites"]] == ["act", ":relu", "act#2", ":relu#2"]
+    assert cli("train", "mine.py:build", "--task", "digits", "--epochs", "3", "--out", "t").code == 0
+    words = ("linearize", "t", "--method", "snl", "--budget", "10%", "--set", "method.max_epochs=2", *QUICK)
+    record = json.loads(cli(*words, "--out", "s", "--json").out)
+    assert record["relus"]["kept"] == record["relus"]["total"] // 10
+    assert record["model"] == "mine.py:build"
+    assert str(Path.cwd()) not in json.dumps(record)
+    ended = cli("run", "s", "--engine", "cheetah", "--images", "2", "--json")
+    assert ended.code == 0, ended.err
+    run = json.loads(ended.out)
+    assert run["comparisons"] == 2 * record["relus"]["kept"]
+    assert run["argmax_equal_twin"] == 2
+    assert run["max_abs_error_twin"] < 0.01
+    assert {row["name"]: row["kept"] for row in run["by_site"]} == {
+        site["name"]: site["kept"] for site in record["mask"]["sites"]
+    }
+    assert Path("mine.py").read_text() == MINE
