@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reluctant.checkpoints import FILE
-from reluctant.experiment import Machine, evaluate_checkpoint, linearize_checkpoint, run_checkpoint, train
+from reluctant.experiment import (
+    Machine,
+    evaluate_checkpoint,
+    is_finished,
+    linearize_checkpoint,
+    run_checkpoint,
+    train,
+)
 from reluctant.files import write_json
 from reluctant.recipe import Recipe
 from reluctant.records import load_records
@@ -47,10 +53,10 @@ def run_demo(out: Path, *, images: int = 16, progress: Progress = silent) -> Dem
     """
     machine = Machine(device="cpu")
     dense = out / "dense"
-    if not (dense / FILE).exists():
+    if not is_finished(dense):
         train(Recipe.from_json(BASE), dense, machine, progress=under(progress, "dense"))
     for name, settings in METHODS.items():
-        if not (out / name / FILE).exists():
+        if not is_finished(out / name):
             recipe = Recipe.from_json({**BASE, "budget": BUDGET, "method": {"name": name, **settings}})
             linearize_checkpoint(dense, recipe, out / name, machine, progress=under(progress, name))
     for name in ("dense", *METHODS):

@@ -1,5 +1,6 @@
 """Whole experiments: what each command does, from a recipe or a folder to a checkpoint and a record in it."""
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reluctant.checkpoints import FILE, Checkpoint, Origin, load_checkpoint, save_checkpoint, weights_digest
 from reluctant.costs.counting import count
 from reluctant.data import load_task, task_shape
 from reluctant.engines.base import SiteCost
 from reluctant.errors import UsageError
+from reluctant.files import write_json
 from reluctant.linearization import linearize
 from reluctant.masked import MaskedModel
 from reluctant.models import ModelSpec
@@ -25,6 +27,7 @@ from reluctant.secure import SecureRun, as_masked, secure_run, twin_outputs
 from reluctant.task import Progress, Task, silent
 from reluctant.training import Evaluation, evaluate, finetune, fit, make_fabric
 
+RECIPE = "recipe.json"
 SELECTION = "best epoch on a held-out tenth of the training set; test split read once, afterwards"
 
 
@@ -86,8 +89,8 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
     Raises:
         UsageError: ``out`` holds a finished checkpoint already.
     """
-    _refuse_finished(out)
     begun = time.monotonic()
+    _begin(out, public_recipe(recipe))
     task = machine.task(recipe.task)
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     torch.manual_seed(recipe.seed)
@@ -118,7 +121,6 @@ def linearize_checkpoint(
     Raises:
         UsageError: no method or budget, a teacher that is linearized itself, or ``out`` is finished already.
     """
-    _refuse_finished(out)
     if recipe.method is None or recipe.budget is None:
         raise UsageError("to linearize, name a method and a budget: --method snl --budget 10%")
     begun = time.monotonic()
@@ -127,6 +129,7 @@ def linearize_checkpoint(
         raise UsageError(f"{teacher} is linearized already; give the dense network it was made of")
     task = machine.task(recipe.task)
     _check_fits(given.origin, task, teacher)
+    _begin(out, {**public_recipe(recipe), "teacher": weights_digest(given.dense)})
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     torch.manual_seed(recipe.seed)
     settings: dict[str, Any] = {"seed": recipe.seed, "fabric": fabric, "directory": out, "progress": progress}
@@ -174,7 +177,11 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
             return record
     if twin:
         program = lower(masked)
-        found = evaluate(lambda images: torch.from_numpy(twin_outputs(program, images.numpy())), task, "test")
+
+        def predict(images: Tensor) -> Tensor:
+            return torch.from_numpy(twin_outputs(program, images.numpy(), progress=progress))
+
+        found = evaluate(predict, task, "test", batch=len(task.test))
     else:
         found = evaluate(masked, task, "test")
     record = evaluation_record(found, checkpoint.model, checkpoint.origin, time.monotonic() - begun, twin=twin)
@@ -332,8 +339,8 @@ def _finish(out: Path, model: nn.Module, origin: Origin, kind: Any, seconds: flo
         device=str(origin.facts["device"]),
         **_about(model, origin),
     )
-    record.save(out)
     save_checkpoint(out, model, origin)
+    record.save(out)
     for state in out.glob("*.state"):
         state.unlink()
     return record
@@ -367,9 +374,28 @@ def _about(model: nn.Module, origin: Origin) -> dict[str, Any]:
     }
 
 
-def _refuse_finished(out: Path) -> None:
-    if (out / FILE).exists():
+def is_finished(out: Path) -> bool:
+    """Return whether a training or a linearization ended in ``out``: its record is the last thing that is written."""
+    return any(out.glob("train-*.record.json")) or any(out.glob("linearize-*.record.json"))
+
+
+def _begin(out: Path, settings: dict[str, Any]) -> None:
+    """Note in ``out`` what is being done there.
+
+    Raises:
+        UsageError: something else was begun there, or this is finished.
+    """
+    if is_finished(out) or ((out / FILE).exists() and not (out / RECIPE).exists()):
         raise UsageError(f"{out} holds a finished checkpoint; choose another --out, or remove it first")
+    try:
+        begun = json.loads((out / RECIPE).read_text())
+    except FileNotFoundError:
+        write_json(out / RECIPE, settings)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {out / RECIPE}: {error}; remove {out} to start again") from error
+    else:
+        if begun != json.loads(json.dumps(settings)):
+            raise UsageError(f"{out} holds an unfinished run of other settings; choose another --out, or remove it")
 
 
 def _check_fits(origin: Origin, task: Task, where: Path) -> None:

@@ -1,0 +1,13 @@
+# docker build -t reluctant . && docker run --rm -v "$PWD/runs:/app/runs" reluctant demo
+FROM python:3.11-slim
+
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+WORKDIR /app
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY src src
+RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "torch>=2.13,<2.14" \
+    && pip install --no-cache-dir -c constraints.txt ".[secure,digits]"
+RUN useradd --create-home user && mkdir runs && chown user runs
+USER user
+ENTRYPOINT ["reluctant"]
+CMD ["--help"]
