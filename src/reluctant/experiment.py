@@ -3,27 +3,32 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from reluctant.budget import Budget
 from reluctant.checkpoints import FILE, Checkpoint, Origin, load_checkpoint, save_checkpoint, weights_digest
 from reluctant.costs.counting import count
 from reluctant.data import load_task, task_shape
-from reluctant.engines.base import SiteCost
+from reluctant.engines.base import EngineRun
+from reluctant.engines.parties import Place, query, serve
+from reluctant.engines.spu import FRACTION_BITS
 from reluctant.errors import UsageError
 from reluctant.files import write_json
 from reluctant.linearization import linearize
 from reluctant.masked import MaskedModel
 from reluctant.models import ModelSpec
+from reluctant.prices import Prices
 from reluctant.program.lower import lower
 from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
 from reluctant.records import Accuracy, NetworkCost, Record, Secure, describe_kept, load_records
 from reluctant.secure import SecureRun, as_masked, secure_run, twin_outputs
+from reluctant.sites import find_sites
 from reluctant.task import Progress, Task, silent
 from reluctant.training import Evaluation, evaluate, finetune, fit, make_fabric
 
@@ -90,12 +95,13 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
         UsageError: ``out`` holds a finished checkpoint already.
     """
     begun = time.monotonic()
-    _begin(out, public_recipe(recipe))
     task = machine.task(recipe.task)
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     torch.manual_seed(recipe.seed)
     spec = ModelSpec.parse(recipe.model)
     model = spec.build(len(task.classes), task.input_shape[0])
+    find_sites(model, task.example)  # a network that cannot be linearized is refused before it is trained
+    _begin(out, public_recipe(recipe))
     model = fit(model, task, recipe.training, seed=recipe.seed, fabric=fabric, directory=out, progress=progress)
     val = evaluate(model, task, "val")
     facts = {
@@ -129,8 +135,10 @@ def linearize_checkpoint(
         raise UsageError(f"{teacher} is linearized already; give the dense network it was made of")
     task = machine.task(recipe.task)
     _check_fits(given.origin, task, teacher)
-    _begin(out, {**public_recipe(recipe), "teacher": weights_digest(given.dense)})
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
+    sites = find_sites(given.dense, task.example)
+    Budget.parse(recipe.budget).resolve(sites, Prices.count(sites))  # refused before anything is written
+    _begin(out, {**public_recipe(recipe), "teacher": weights_digest(given.dense)})
     torch.manual_seed(recipe.seed)
     settings: dict[str, Any] = {"seed": recipe.seed, "fabric": fabric, "directory": out, "progress": progress}
     small = linearize(given.dense, recipe.method, recipe.budget, task, **settings)
@@ -206,6 +214,27 @@ def run_checkpoint(
     record = run_record(run, checkpoint.model, checkpoint.origin)
     record.save(folder if folder.is_dir() else folder.parent)
     return record, run
+
+
+def serve_checkpoint(folder: Path, place: Place, *, progress: Progress = silent) -> EngineRun:
+    """Be the server of one private inference with a client on another machine; return what it cost."""
+    checkpoint = load_checkpoint(folder)
+    program = lower(as_masked(checkpoint.model, checkpoint.example))
+    return serve(program, place, fraction_bits=FRACTION_BITS, progress=progress)
+
+
+def query_images(
+    task: str,
+    machine: Machine,
+    place: Place,
+    *,
+    images: int,
+    batch: int | None = None,
+    progress: Progress = silent,
+) -> EngineRun:
+    """Be the client of one private inference with a server on another machine; return answers and cost."""
+    array = machine.task(task).images(images).numpy()
+    return query(array, place, batch=batch, fraction_bits=FRACTION_BITS, progress=progress)
 
 
 def as_records(items: Iterable[Record | Evaluation | SecureRun]) -> list[Record]:
@@ -290,18 +319,22 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
 
 def network_cost(run: SecureRun) -> NetworkCost:
     """Return what one secure run cost, as records and cards hold it."""
-    measured = run.run
+    compared = {"argmax_equal_twin": run.argmax_equal_twin, "max_abs_error_twin": run.max_abs_error_twin}
+    cost: NetworkCost = {**engine_costs(run.run), **compared}  # type: ignore[typeddict-item]
+    return cost
+
+
+def engine_costs(run: EngineRun) -> dict[str, Any]:
+    """Return what an engine measured, in all and by site."""
     return {
-        "images": measured.images,
-        "argmax_equal_twin": run.argmax_equal_twin,
-        "max_abs_error_twin": run.max_abs_error_twin,
-        "comparisons": measured.comparisons,
-        "bytes": measured.bytes,
-        "messages": measured.messages,
-        "seconds": measured.seconds,
-        "setup_bytes": measured.setup_bytes,
-        "setup_seconds": measured.setup_seconds,
-        "by_site": [_site_row(site) for site in measured.by_site],
+        "images": run.images,
+        "comparisons": run.comparisons,
+        "bytes": run.bytes,
+        "messages": run.messages,
+        "seconds": run.seconds,
+        "setup_bytes": run.setup_bytes,
+        "setup_seconds": run.setup_seconds,
+        "by_site": [asdict(site) for site in run.by_site],
     }
 
 
@@ -316,18 +349,6 @@ def public_name(name: str) -> str:
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the resolved recipe, without the folders of a user's files."""
     return {**recipe.to_json(), "task": public_name(recipe.task), "model": public_name(recipe.model)}
-
-
-def _site_row(site: SiteCost) -> Any:
-    return {
-        "name": site.name,
-        "kept": site.kept,
-        "comparisons": site.comparisons,
-        "comparison_bytes": site.comparison_bytes,
-        "surrogate_bytes": site.surrogate_bytes,
-        "messages": site.messages,
-        "seconds": site.seconds,
-    }
 
 
 def _finish(out: Path, model: nn.Module, origin: Origin, kind: Any, seconds: float, task: Task) -> Record:

@@ -70,6 +70,3 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(2)
     sys.exit(0)
 
-
-if __name__ == "__main__":
-    main()

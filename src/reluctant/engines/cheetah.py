@@ -51,12 +51,11 @@ class Cheetah(Engine):
         self, program: Program, images: Images, *, batch: int | None = None, progress: Progress | None = None
     ) -> EngineRun:
         self.check(program)
-        size = min(16 if batch is None else batch, len(images))
-        images = check_images(program, images, size)
+        images = check_images(program, images, 1 if batch is None else batch)
         return run_locally(
             program,
             images,
-            batch=size,
+            batch=batch,
             fraction_bits=self.fraction_bits,
             connect_timeout=self.connect_timeout,
             progress=progress,

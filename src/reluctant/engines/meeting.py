@@ -8,10 +8,12 @@ each other do they hand their ports over to SPU, at the same moment.
 import socket
 import threading
 import time
+from typing import Literal
 
 from reluctant.errors import EngineError, UsageError
 
-_CALL, _ANSWER, _READY = b"reluctant?", b"reluctant!", b"ready"
+_CALLS = {"server": b"reluctant server", "client": b"reluctant client"}
+_ANSWER, _SAME_ROLE, _READY = b"welcome", b"so am I", b"ready"
 _PAUSE_SECONDS = 0.05
 
 
@@ -57,16 +59,24 @@ def listen_at(address: str) -> socket.socket:
     return listener
 
 
-def meet(listen: str, peer: str, seconds: float) -> None:
+def meet(role: Literal["server", "client"], listen: str, peer: str, seconds: float) -> None:
     """Return when the other party is there, at about the same time in both.
 
+    Args:
+        role: of this party.
+        listen, peer: ``host:port`` of this party and of the other.
+
     Raises:
-        EngineError: the port is in use, or nobody answered within ``seconds``.
+        EngineError: the port is in use, nobody answered within ``seconds``, or who did has the same role.
     """
     deadline = time.monotonic() + seconds
     with listen_at(listen) as listener:
-        called = _Called(listener)
-        connection = _call(parse_address(peer), deadline)
+        called = _Called(listener, _CALLS["client" if role == "server" else "server"])
+        try:
+            connection = _call(_CALLS[role], peer, deadline)
+        except EngineError:
+            called.stop()
+            raise
         heard = connection is not None and called.within(deadline)
     called.stop()
     if connection is None or not heard:
@@ -79,8 +89,9 @@ def meet(listen: str, peer: str, seconds: float) -> None:
 class _Called(threading.Thread):
     """Answers the other party's call, on a thread of its own: both call at once."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, expected: bytes) -> None:
         super().__init__(daemon=True)
+        self._expected = expected
         self._listener, self._stopped, self._heard = listener, threading.Event(), threading.Event()
         self._connection: socket.socket | None = None
         listener.settimeout(_PAUSE_SECONDS)
@@ -96,10 +107,13 @@ class _Called(threading.Thread):
                 return
             connection.settimeout(1)
             try:
-                if connection.recv(len(_CALL)) == _CALL:
+                call = connection.recv(len(self._expected))
+                if call == self._expected:
                     connection.sendall(_ANSWER)
                     self._connection = connection  # a second call is a caller who tried again
                     self._heard.set()
+                elif call in _CALLS.values():
+                    connection.sendall(_SAME_ROLE)
             except OSError:
                 connection.close()
 
@@ -122,20 +136,26 @@ class _Called(threading.Thread):
                     return
 
 
-def _call(address: tuple[str, int], deadline: float) -> socket.socket | None:
-    """Return a connection to the party that answers at ``address``; ``None`` if nobody does before ``deadline``."""
+def _call(call: bytes, peer: str, deadline: float) -> socket.socket | None:
+    """Return a connection to the party that answers at ``peer``; ``None`` if nobody does before ``deadline``."""
+    address = parse_address(peer)
     while time.monotonic() < deadline:
         try:
             connection = socket.create_connection(address, timeout=1)
         except OSError:
             time.sleep(_PAUSE_SECONDS)
             continue
+        answer = b""
         try:
-            connection.sendall(_CALL)
-            if connection.recv(len(_ANSWER)) == _ANSWER:
-                return connection
+            connection.sendall(call)
+            answer = connection.recv(len(_ANSWER))
         except OSError:
             pass
+        if answer == _ANSWER:
+            return connection
         connection.close()
+        if answer == _SAME_ROLE:
+            role = call.decode().split()[1]
+            raise EngineError(f"the party at {peer} is a {role}, too; one must be the server and one the client")
         time.sleep(_PAUSE_SECONDS)
     return None

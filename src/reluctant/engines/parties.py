@@ -1,6 +1,7 @@
 """Start the parties of a secure run, watch them, and join what they found."""
 
 import json
+import math
 import os
 import queue
 import signal
@@ -18,9 +19,9 @@ from typing import Any
 import reluctant
 from reluctant import errors
 from reluctant.engines.base import EngineRun, Images, Progress
-from reluctant.engines.meeting import free_ports
+from reluctant.engines.meeting import free_ports, parse_address
 from reluctant.engines.party import Order, read_result, write_order
-from reluctant.errors import EngineError, ReluctantError
+from reluctant.errors import EngineError, ReluctantError, UsageError
 from reluctant.program.ops import Program
 
 #: So long a party may go on by itself after the other one died, before it is stopped.
@@ -35,11 +36,20 @@ class Place:
         listen: ``host:port`` of this party.
         peer: ``host:port`` of the other, as seen from here.
         connect_timeout: seconds to wait for the other.
+
+    Raises:
+        UsageError: an address is not ``host:port``, or the time-out no number above zero.
     """
 
     listen: str
     peer: str
     connect_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        parse_address(self.listen)
+        parse_address(self.peer)
+        if not 0 < self.connect_timeout < math.inf:
+            raise UsageError(f"connect_timeout is {self.connect_timeout}, expected seconds above zero")
 
 
 @dataclass
@@ -72,7 +82,7 @@ def run_locally(
     program: Program,
     images: Images,
     *,
-    batch: int,
+    batch: int | None,
     fraction_bits: int,
     connect_timeout: float,
     progress: Progress | None,
@@ -104,12 +114,12 @@ def serve(program: Program, place: Place, *, fraction_bits: int, progress: Progr
     Raises:
         EngineError: the client did not come, or broke off.
     """
-    order = Order("server", place.listen, place.peer, place.connect_timeout, fraction_bits, 1)
+    order = Order("server", place.listen, place.peer, place.connect_timeout, fraction_bits, None)
     return _run_alone(order, progress, program=program)
 
 
 def query(
-    images: Images, place: Place, *, batch: int, fraction_bits: int, progress: Progress | None = None
+    images: Images, place: Place, *, batch: int | None, fraction_bits: int, progress: Progress | None = None
 ) -> EngineRun:
     """Be the client of one run with a server elsewhere; return its answers and what they cost.
 

@@ -37,7 +37,7 @@ class Order:
     Args:
         listen, peer: ``host:port`` of this party and of the other, as seen from here.
         connect_timeout: seconds to wait for the other to appear.
-        batch: images in one run; the client decides.
+        batch: images in one run, which the client decides; ``None`` for what suits the program.
     """
 
     role: Role
@@ -45,7 +45,7 @@ class Order:
     peer: str
     connect_timeout: float
     fraction_bits: int
-    batch: int
+    batch: int | None
 
 
 def write_order(folder: Path, order: Order, *, program: Program | None = None, images: Any = None) -> None:
@@ -135,7 +135,7 @@ def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
     rank, other = (SERVER, "client") if order.role == "server" else (CLIENT, "server")
     log = Log(folder / "spu.log")
     voice.progress("connect", 0, 1)
-    meet(order.listen, order.peer, order.connect_timeout)
+    meet(order.role, order.listen, order.peer, order.connect_timeout)
     late = EngineError(f"the {other} at {order.peer} was there, but its link did not open in {_LINK_SECONDS} seconds")
     deadline = Deadline(_LINK_SECONDS, lambda: voice.end(late, ALONE))
     link = _connect(order, rank)

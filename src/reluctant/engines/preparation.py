@@ -10,6 +10,9 @@ from reluctant.program.operations import Scale, Shape
 _SERVER, _CLIENT = 0, 1
 _SMALL = 8
 
+#: So many comparisons use up the first, small stock of oblivious transfers; the second lasts for 100,000s.
+_FIRST_STOCK = 512
+
 
 def prepare(machine: Machine, compiled: Sequence[Compiled]) -> Traffic:
     """Run one instance of each kind of work that the program has; return what that cost.
@@ -27,7 +30,7 @@ def prepare(machine: Machine, compiled: Sequence[Compiled]) -> Traffic:
         (lambda x, w: (x + w) * 0.3, truncated),
     ]
     if compared:
-        work.append((_relu, compared))
+        work.append((_relu, max(compared, _FIRST_STOCK)))
     scales = [op.scale for op in program.ops if isinstance(op, Scale)]
     if any((*scales, *(op.c1 or op.c2 for op in program.activations()))):
         work.append((lambda x, w: (x + w) * w, _SMALL))

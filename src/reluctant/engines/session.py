@@ -8,6 +8,7 @@ the other counted as received.
 import base64
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,9 @@ SERVER, CLIENT = 0, 1
 _VERSION = 1
 _MOST_IMAGES = 1 << 20
 
+#: A batch is at most so many images, and its largest value at most so many elements.
+_LARGEST_BATCH, _LARGEST_VALUE = 16, 1 << 18
+
 #: ``report(stage, done, total)``
 Report = Callable[[str, int, int], None]
 
@@ -39,6 +43,12 @@ class Settings:
     fraction_bits: int
     protocol: str = "CHEETAH"
     version: int = _VERSION
+
+
+def suitable_batch(program: Program) -> int:
+    """Return how many images to run at once: one product for many is much cheaper, as long as memory allows."""
+    largest = max(math.prod(shape) for shape in program.shapes.values())
+    return max(1, min(_LARGEST_BATCH, _LARGEST_VALUE // largest))
 
 
 class Talk:
@@ -96,7 +106,7 @@ class Session:
 
     rank: int
     link: Any
-    log: Log
+    log: Log | None
     settings: Settings
     report: Report
 
@@ -107,13 +117,13 @@ class Session:
         talk.send({"program": program.public()})
         wish = talk.receive(images=int, batch=int)
         images, batch = wish["images"], wish["batch"]
-        if not 1 <= batch <= images <= _MOST_IMAGES:
-            error = EngineError(f"{images} images in batches of {batch}: expected 1 to {_MOST_IMAGES:,}")
+        if not 1 <= min(batch, images) <= max(batch, images) <= _MOST_IMAGES:
+            error = EngineError(f"the client asks for {images} images in batches of {batch}: expected 1 or more")
             talk.refuse(error)
             raise error
         return self._run(talk, begun, program, program.arrays, None, images, batch)
 
-    def query(self, images: Images, batch: int) -> EngineRun:
+    def query(self, images: Images, batch: int | None) -> EngineRun:
         """Be the client: give the images, learn the outputs.
 
         Raises:
@@ -124,6 +134,7 @@ class Session:
         self._agree(talk, asdict(self.settings), "settings")
         try:
             program = Program.from_public(talk.receive(program=dict)["program"])
+            batch = suitable_batch(program) if batch is None else batch
             images = check_images(program, images, batch)
         except ReluctantError as error:
             talk.refuse(error)
@@ -179,7 +190,7 @@ class Session:
             setup=_lasting(setup, setup_seconds),
             images=count,
             processes=2,
-            batch=batch,
+            batch=sizes[-1],
             fraction_bits=self.settings.fraction_bits,
         )
 

@@ -5,6 +5,7 @@ interface for what an executable cost, but writes it to its log after each run, 
 """
 
 import importlib.util
+import itertools
 import re
 import sys
 import time
@@ -135,7 +136,7 @@ class Compiled:
 
 
 def compile_program(program: Program, batch: int) -> Compiled:
-    """Return the steps of the public part of ``program``, compiled for ``batch`` images; the last few are remembered."""
+    """Return the steps of ``program``'s public part, compiled for ``batch`` images; the last few are remembered."""
     return _compile(_ByDigest(program), batch)
 
 
@@ -327,8 +328,9 @@ def site_costs(program: Program, found: Sequence[Step], tally: Tally) -> tuple[S
 
 
 def batches(images: int, batch: int) -> list[slice]:
-    """Return the parts that ``images`` fall into, the last one perhaps smaller."""
-    return [slice(start, min(start + batch, images)) for start in range(0, images, batch)]
+    """Return the parts that ``images`` fall into: as few as possible of at most ``batch``, as equal as possible."""
+    edges = [number * images // -(-images // batch) for number in range(-(-images // batch) + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def engine_run(

@@ -59,8 +59,7 @@ class Twin(Engine):
         self, program: Program, images: Images, *, batch: int | None = None, progress: Progress | None = None
     ) -> EngineRun:
         self.check(program)
-        size = min(batch or 64, len(images))
-        images = check_images(program, images, size)
+        images = check_images(program, images, size := 64 if batch is None else batch)
         begun = time.perf_counter()
         from spu import libspu
 
@@ -91,6 +90,6 @@ class Twin(Engine):
             setup=setup,
             images=len(images),
             processes=1,
-            batch=size,
+            batch=max(compiled),
             fraction_bits=self.fraction_bits,
         )

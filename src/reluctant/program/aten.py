@@ -1,6 +1,7 @@
 """How each aten operation that a program can hold becomes operations of it."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reluctant.program.conversion import Refused, Value, emit, infer, numbers, optional, pair, value
+from reluctant.program.conversion import BATCH, Refused, Value, emit, infer, numbers, optional, pair, value
 from reluctant.program.folding import Draft, Numbers
 from reluctant.program.operations import (
     Add,
@@ -209,7 +210,9 @@ def _max_pool(
 
 
 def _reshape(draft: Draft, name: str, meta: Tensor, x: Value, *_: Any) -> Value:
-    """A view, a flattening, a squeeze: the samples keep their elements in their order."""
+    """A view, a flattening, a squeeze: each image keeps its elements in their order."""
+    if meta.shape[0] != BATCH or meta.numel() != BATCH * math.prod(x.shape):
+        raise Refused(f"its result of shape {tuple(meta.shape)} is not one of {BATCH} images apart")
     return infer(draft, Reshape(output=name, inputs=(x.name,), shape=tuple(meta.shape[1:])), x)
 
 

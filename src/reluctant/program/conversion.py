@@ -9,6 +9,9 @@ from torch import Tensor
 from reluctant.program.folding import Draft, Numbers
 from reluctant.program.operations import Op, Shape
 
+#: Images in the traced batch: more than one, so that what mixes images shows in the shapes.
+BATCH = 2
+
 
 class Refused(Exception):
     """An operation, or a setting of one, that no program has."""

@@ -161,7 +161,8 @@ def _merge_scales(draft: Draft, op: Op) -> bool:
     else:
         shape = draft.shapes()[op.output]
         (s1, b1), (s2, b2) = _scale_and_bias(draft, op), _scale_and_bias(draft, second)
-        scale, bias = _times(shape, s1, s2), _plus(shape, _times(shape, b1, s2), b2)
+        carried = None if b1 is None else _times(shape, b1, s2)
+        scale, bias = _times(shape, s1, s2), _plus(shape, carried, b2)
         name = second.output
         merged = Scale(
             output=name,

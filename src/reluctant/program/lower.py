@@ -12,11 +12,11 @@ from torch.utils import _pytree as pytree
 from reluctant.errors import UnsupportedOperation
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.program.aten import CONVERTERS
-from reluctant.program.conversion import HINTS, Refused, Value
+from reluctant.program.conversion import BATCH, HINTS, Refused, Value
 from reluctant.program.folding import Draft, Numbers, fold
 from reluctant.program.operations import INPUT, Activation, Scale
 from reluctant.program.ops import Program, ProgramSite
-from reluctant.program.tracing import BATCH, place, trace
+from reluctant.program.tracing import place, trace
 
 
 def lower(masked: MaskedModel) -> Program:

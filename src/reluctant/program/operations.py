@@ -20,8 +20,8 @@ Array = NDArray[np.float32]
 #: The name of the value that holds the images.
 INPUT = "input"
 
-#: No value of a program may have more elements in one sample (a bound on what the other party can make us allocate).
-_LARGEST = 1 << 28
+#: No array, and no value of one sample, may have more elements: a bound on what the other party can make us allocate.
+LARGEST = 1 << 28
 
 
 class BadOperation(ValueError):
@@ -154,7 +154,8 @@ class Scale(Op):
     def infer(self, inputs: Sequence[Shape], arrays: Mapping[str, Shape]) -> Shape:
         shape = inputs[0]
         for name in self.arrays():
-            _require(arrays[name] in (shape, shape[:1]), f"scale {self.output!r}: {arrays[name]} against {shape}")
+            fits = arrays[name] == shape or (arrays[name] == shape[:1] and len(shape) in (1, 3))
+            _require(fits, f"scale {self.output!r}: {arrays[name]} against {shape}")
         _require(math.isfinite(self.factor), f"scale {self.output!r}: factor {self.factor}")
         return shape
 
@@ -350,5 +351,5 @@ def check(op: Op, shapes: Mapping[str, Shape], arrays: Mapping[str, Shape]) -> S
     for name in op.arrays():
         _require(name in arrays, f"{op.kind} {op.output!r} reads the array {name!r}, which is not there")
     shape = op.infer([shapes[name] for name in op.inputs], arrays)
-    _require(math.prod(shape) <= _LARGEST, f"{op.kind} {op.output!r}: its output {shape} is too large")
+    _require(math.prod(shape) <= LARGEST, f"{op.kind} {op.output!r}: its output {shape} is too large")
     return shape

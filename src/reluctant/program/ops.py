@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from reluctant.errors import UsageError
-from reluctant.program.operations import INPUT, Activation, Array, BadOperation, Op, Shape, check
+from reluctant.program.operations import INPUT, LARGEST, Activation, Array, BadOperation, Op, Shape, check
 from reluctant.program.wire import decode, from_json, to_json
 
 _FORMAT = 1
@@ -67,9 +68,10 @@ class Program:
                 raise BadOperation(f"its output {name!r} is made by no operation")
         if not self.outputs:
             raise BadOperation("it has no output")
+        named = {name for op in self.ops for name in op.arrays()}
         for name, shape in self.array_shapes.items():
-            if min(shape, default=1) < 1:
-                raise BadOperation(f"array {name!r} has the shape {shape}")
+            if name not in named or min(shape, default=1) < 1 or math.prod(shape) > LARGEST:
+                raise BadOperation(f"array {name!r} of shape {shape} is read by no operation, is empty or too large")
         if self.arrays is not None:
             given = {name: array.shape for name, array in self.arrays.items()}
             if given != dict(self.array_shapes):

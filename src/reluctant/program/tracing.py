@@ -11,9 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from reluctant.errors import ReluctantError, UnsupportedOperation
 from reluctant.masked import MaskedActivation, MaskedModel
-
-#: Images in the traced batch: more than one, so that what mixes images shows in the shapes.
-BATCH = 2
+from reluctant.program.conversion import BATCH
 
 _OWN = (Path(torch.__file__).parent, Path(__file__).parent.parent)
 

@@ -36,10 +36,10 @@ def from_json(value: Any) -> Op:
     Raises:
         BadOperation: an unknown kind, a missing or surplus field, or a field of the wrong type.
     """
-    if not isinstance(value, dict) or value.get("kind") not in OPS:
-        kind = value.get("kind") if isinstance(value, dict) else value
+    kind = value.get("kind") if isinstance(value, dict) else value
+    if not isinstance(value, dict) or not isinstance(kind, str) or kind not in OPS:
         raise BadOperation(f"unknown operation {str(kind)[:40]!r} (known: {', '.join(OPS)})")
-    op = OPS[value["kind"]]
+    op = OPS[kind]
     hints, known = get_type_hints(op), {field.name: field for field in fields(op)}
     surplus = set(value) - set(known) - {"kind"}
     if surplus:

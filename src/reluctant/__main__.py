@@ -1,0 +1,5 @@
+"""``python -m reluctant``: the same as ``reluctant``."""
+
+from reluctant.cli.main import main
+
+main()

@@ -1,0 +1,60 @@
+"""One party a command, as on two machines; here both on loopback."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.secure
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_server_and_client_each_with_what_is_theirs(cli, teacher):
+    here, there = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    words = ["run", str(teacher), "--party", "server", "--listen", there, "--peer", here, "--json"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "reluctant", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        ended = cli(
+            "run", "--party", "client", "--task", "digits", "--images", "2", "--listen", here, "--peer", there, "--json"
+        )
+        out, err = server.communicate(timeout=60)
+    finally:
+        server.kill()
+    assert (ended.code, server.returncode) == (0, 0), ended.err + err
+    client_side, server_side = json.loads(ended.out), json.loads(out)
+    assert client_side["comparisons"] == server_side["comparisons"] == 2 * 2304
+    assert client_side["bytes"] == server_side["bytes"]
+
+
+def test_a_port_in_use(refused, teacher):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refused("run", teacher, "--party", "server", "--listen", f"127.0.0.1:{port}", "--peer", "127.0.0.1:9")
+    assert str(port) in line
+    assert "in use" in line
+
+
+def test_a_party_that_never_connects(refused, teacher):
+    here, there = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    line = refused("run", teacher, "--party", "server", "--listen", here, "--peer", there, "--timeout", "1")
+    assert there in line
+
+
+def test_parties_that_make_no_sense(refused, teacher):
+    assert "unknown party 'dealer'" in refused("run", teacher, "--party", "dealer")
+    assert "host:port" in refused("run", teacher, "--party", "server", "--listen", "here", "--peer", "there")
+    assert "the server needs a checkpoint" in refused("run", "--party", "server", "--listen", "a:1", "--peer", "b:2")
+    assert "the client gives no checkpoint" in refused("run", "--party", "client", "--listen", "a:1", "--peer", "b:2")
+    assert "--party is for cheetah" in refused("run", teacher, "--engine", "twin", "--party", "server")
+    assert "name the checkpoint" in refused("run")

@@ -1,0 +1,129 @@
+"""Real private inference between two processes, against the twin."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import masked_small
+
+from reluctant.engines import ENGINES
+from reluctant.engines.cheetah import Cheetah
+from reluctant.engines.twin import Twin
+from reluctant.errors import ShapeError, UsageError
+from reluctant.program.lower import lower
+from reluctant.program.ops import Program
+from reluctant.surrogates import Affine
+
+
+@pytest.fixture(scope="module")
+def runs(small_images):
+    """The dense network and one with 10 % and none of its ReLUs, four images in two batches each."""
+    found = {}
+    for name, kept in (("dense", (1.0, 1.0)), ("reduced", (0.1, 0.0))):
+        program = lower(masked_small(kept))
+        found[name] = program, Cheetah().run(program, small_images, batch=2), Twin().run(program, small_images)
+    return found
+
+
+@pytest.mark.secure
+@pytest.mark.parametrize("name", ["dense", "reduced"])
+def test_answers_are_those_of_the_twin(runs, name):
+    _, run, twin = runs[name]
+    assert run.outputs.shape == (4, 5)
+    assert np.abs(run.outputs - twin.outputs).max() < 1e-3
+    assert (run.outputs.argmax(1) == twin.outputs.argmax(1)).all()
+
+
+@pytest.mark.secure
+@pytest.mark.parametrize("name", ["dense", "reduced"])
+def test_comparisons_are_the_kept_relus_of_all_images(runs, name):
+    program, run, twin = runs[name]
+    assert run.comparisons == twin.comparisons == 4 * program.kept
+    assert [(site.name, site.comparisons) for site in run.by_site] == [(s.name, 4 * s.kept) for s in program.sites]
+
+
+@pytest.mark.secure
+def test_what_a_run_cost(runs):
+    """The parties themselves check that one's bytes sent are the other's received; a run that ends has passed it."""
+    _, run, _ = runs["dense"]
+    assert run.processes == 2
+    assert (run.images, run.batch, run.fraction_bits) == (4, 2, 18)
+    assert 0 < sum(s.comparison_bytes + s.surrogate_bytes for s in run.by_site) < run.bytes
+    assert 0 < sum(site.messages for site in run.by_site) < run.messages
+    assert 0 < sum(site.seconds for site in run.by_site) < run.seconds
+    assert run.setup_bytes > 10_000_000  # homomorphic keys and the first oblivious transfers
+    assert run.setup_seconds > 0
+
+
+@pytest.mark.secure
+def test_bytes_of_comparisons_fall_with_the_mask(runs):
+    (dense_program, dense, _), (program, run, _) = runs["dense"], runs["reduced"]
+    full, kept = dense.by_site[0], run.by_site[0]
+    cut = 1 - program.sites[0].kept / dense_program.sites[0].kept
+    assert full.comparison_bytes - kept.comparison_bytes > 0.98 * cut * full.comparison_bytes
+    assert kept.surrogate_bytes == 0
+
+
+@pytest.mark.secure
+def test_site_without_relus_costs_nothing(runs):
+    _, run, _ = runs["reduced"]
+    last = run.by_site[1]
+    assert (last.kept, last.comparisons, last.comparison_bytes, last.surrogate_bytes, last.messages) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.secure
+def test_one_image_costs_the_same_whenever_it_comes(runs, small_images):
+    """Set-up is apart: two batches cost twice one."""
+    program, four, _ = runs["reduced"]
+    two = Cheetah().run(program, small_images[:2], batch=2)
+    assert four.bytes == pytest.approx(2 * two.bytes, rel=0.01)
+    assert four.messages == 2 * two.messages
+    assert four.comparisons == 2 * two.comparisons
+
+
+@pytest.mark.secure
+def test_private_slopes_are_paid_for_and_nothing_is_left_behind(small_images, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.chdir(tmp_path / "work")
+    program, seen = lower(masked_small((0.5, 0.5), Affine())), []
+    run = Cheetah().run(program, small_images[:1], progress=lambda *step, **_: seen.append(step))
+    assert np.abs(run.outputs - Twin().run(program, small_images[:1]).outputs).max() < 1e-3
+    assert all(site.surrogate_bytes > 0 for site in run.by_site)
+    assert seen[-1] == ("secure: run", 1, 1)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert Path.cwd() == tmp_path / "work"
+
+
+def test_nothing_starts_for_what_cannot_run(small_program, small_images, monkeypatch):
+    def start(*_, **__):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    with pytest.raises(ShapeError, match=r"images have the shape \(4, 3, 8\)"):
+        Cheetah().run(small_program, small_images[..., 0])
+    with pytest.raises(UsageError, match="no arrays"):
+        Cheetah().run(Program.from_public(small_program.public()), small_images)
+    with pytest.raises(UsageError, match="batch is -1"):
+        Cheetah().run(small_program, small_images, batch=-1)
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+def test_every_engine_says_what_it_promises(name):
+    engine = ENGINES[name]()
+    assert engine.name == name
+    assert engine.security.private == (engine.security.parties > 1)
+    assert engine.security.statement.startswith("Private" if engine.security.private else "Not private")
+
+
+def test_the_parties_need_no_torch():
+    """A party's process must not spend seconds and memory on a library that it has no use for."""
+    import subprocess
+    import sys
+
+    code = "import sys, reluctant.engines.party; sys.exit('torch' in sys.modules or 'jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0

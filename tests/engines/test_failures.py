@@ -1,0 +1,175 @@
+"""What a user sees when a party, a port or the link fails: one error, soon, and nothing left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reluctant.engines.cheetah import Cheetah
+from reluctant.engines.meeting import free_ports
+from reluctant.engines.parties import Place, query, serve
+from reluctant.errors import EngineError, ShapeError, UsageError
+
+pytestmark = pytest.mark.secure
+
+
+def parties() -> dict[str, int]:
+    """The processes of parties that this process started, by role."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdecimal() and b"reluctant.engines.party" in (folder / "cmdline").read_bytes():
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                    found[Path(words[-2].decode()).name] = int(folder.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield
+    assert list(tmp_path.iterdir()) == []
+    assert parties() == {}
+
+
+class Killer:
+    """Kills one party at the first image; used as the progress of a run."""
+
+    def __init__(self, role):
+        self.role, self.at = role, 0.0
+
+    def __call__(self, stage, done, total, **metrics):
+        if stage == "secure: run" and not self.at:
+            os.kill(parties()[self.role], signal.SIGKILL)
+            self.at = time.monotonic()
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_killed_party_stops_the_other(small_program, small_images, role):
+    killer = Killer(role)
+    images = np.concatenate([small_images] * 5)
+    with pytest.raises(EngineError, match=f"the {role} was killed by SIGKILL"):
+        Cheetah().run(small_program, images, batch=1, progress=killer)
+    assert 0 < time.monotonic() - killer.at < 10
+
+
+def test_party_whose_peer_is_killed_says_so(small_program, small_images):
+    """Two hosts: nobody above both parties sees the other die."""
+    server, client = (f"127.0.0.1:{port}" for port in free_ports(2))
+    errors = []
+
+    def be_server():
+        try:
+            serve(small_program, Place(listen=server, peer=client), fraction_bits=18)
+        except EngineError as error:
+            errors.append((time.monotonic(), str(error)))
+
+    thread = threading.Thread(target=be_server)
+    thread.start()
+    killer = Killer("client")
+    with pytest.raises(EngineError, match="the client was killed by SIGKILL"):
+        query(small_images, Place(listen=client, peer=server), batch=1, fraction_bits=18, progress=killer)
+    thread.join(20)
+    ((when, message),) = errors
+    assert "broke off in the middle of the run" in message
+    assert client in message
+    assert when - killer.at < 10
+
+
+def test_port_in_use(small_program):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(EngineError, match=f"cannot listen at {address}: address already in use"):
+            serve(small_program, Place(listen=address, peer="127.0.0.1:9"), fraction_bits=18)
+
+
+def test_peer_that_never_connects(small_images):
+    here, there = (f"127.0.0.1:{port}" for port in free_ports(2))
+    begun = time.monotonic()
+    with pytest.raises(EngineError, match=f"nobody answered at {there} within 2 seconds"):
+        query(small_images, Place(listen=here, peer=there, connect_timeout=2), batch=1, fraction_bits=18)
+    assert time.monotonic() - begun < 12
+
+
+def test_images_of_another_shape_are_refused_by_the_server_program(small_program):
+    server, client = (f"127.0.0.1:{port}" for port in free_ports(2))
+    errors = []
+
+    def be_server():
+        try:
+            serve(small_program, Place(listen=server, peer=client), fraction_bits=18)
+        except EngineError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=be_server)
+    thread.start()
+    with pytest.raises(ShapeError, match=r"images have the shape \(2, 1, 8, 8\)"):
+        query(np.zeros((2, 1, 8, 8), np.float32), Place(listen=client, peer=server), batch=1, fraction_bits=18)
+    thread.join(20)
+    assert "the client refused: images have the shape" in errors[0]
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:", ":9000", "host:99999", "host:-1", "host:port"])
+def test_address_that_is_none(address):
+    with pytest.raises(UsageError, match=f"address '{address}' is not host:port"):
+        Place(listen="127.0.0.1:9000", peer=address)
+
+
+def test_two_servers(small_program):
+    first, second = (f"127.0.0.1:{port}" for port in free_ports(2))
+    errors = []
+
+    def be_server(place):
+        try:
+            serve(small_program, place, fraction_bits=18)
+        except EngineError as error:
+            errors.append(str(error))
+
+    places = [Place(listen=a, peer=b, connect_timeout=20) for a, b in ((first, second), (second, first))]
+    threads = [threading.Thread(target=be_server, args=(place,)) for place in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert any("is a server, too" in error for error in errors)
+    assert len(errors) == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_parties_end_with_whoever_started_them(tmp_path, how):
+    script = (
+        "import numpy as np\n"
+        "from reluctant.engines.parties import Place, query\n"
+        "here = Place(listen='127.0.0.1:{}', peer='127.0.0.1:{}', connect_timeout=60)\n"
+        "query(np.zeros((1, 3, 8, 8), np.float32), here, batch=1, fraction_bits=18,\n"
+        "      progress=lambda *a: print('connecting', flush=True))\n"
+    ).format(*free_ports(2))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert parent.stdout.readline() == "connecting\n"
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    parent.send_signal(how)
+    parent.wait(10)
+    parent.stdout.close()
+    assert len(children) == 1
+    for _ in range(50):
+        if not Path(f"/proc/{children[0]}").exists():
+            break
+        time.sleep(0.1)
+    assert not Path(f"/proc/{children[0]}").exists()

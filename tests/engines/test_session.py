@@ -1,0 +1,117 @@
+"""What the parties say to each other, and what each refuses to believe."""
+
+import base64
+import json
+
+import pytest
+
+from reluctant.engines.session import Session, Settings, Talk, _read_share, suitable_batch
+from reluctant.errors import EngineError
+
+
+class FakeLink:
+    """Gives the messages it was made with, and keeps what was sent."""
+
+    def __init__(self, *messages):
+        self.messages, self.sent = list(messages), []
+
+    def recv(self, rank):
+        return self.messages.pop(0)
+
+    def send(self, rank, text):
+        self.sent.append(text)
+
+
+def talk(*messages):
+    return Talk(FakeLink(*messages), 1)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"\x80\x04N.", b"{", b"[1]", b"5", b'{"images": "4"}', b'{"images": true}', b"{}", b"[" * 100_000, b"\xff\xfe"],
+)
+def test_what_is_not_as_agreed_is_refused(message):
+    with pytest.raises(EngineError, match="the server sent no 'images' of type int"):
+        talk(message).receive(images=int)
+
+
+def test_refusal_of_the_other_party_is_passed_on():
+    with pytest.raises(EngineError, match="the server refused: no such thing"):
+        talk(json.dumps({"refusal": "no such thing"}).encode()).receive(images=int)
+
+
+def test_what_is_said_is_counted():
+    one = talk(b'{"images": 4}')
+    one.send({"a": 1})
+    assert one.receive(images=int) == {"images": 4}
+    said = one.take()
+    assert (said.sent, said.received, said.messages) == (len('{"a": 1}'), len('{"images": 4}'), 2)
+    assert one.take().bytes == 0
+
+
+def make_session(rank, *messages):
+    link = FakeLink(*(json.dumps(message).encode() for message in messages))
+    return Session(rank, link, None, Settings(18), lambda *_: None), link
+
+
+SETTINGS = {"fraction_bits": 18, "protocol": "CHEETAH", "version": 1}
+
+
+def test_parties_with_other_settings_do_not_start(small_program):
+    session, _ = make_session(0, {"settings": SETTINGS | {"fraction_bits": 20}})
+    with pytest.raises(EngineError, match=r"differ in their settings: .*18.* here, .*20.* there"):
+        session.serve(small_program)
+
+
+@pytest.mark.parametrize(("images", "batch"), [(0, 1), (1, 0), (-4, 2), (1 << 40, 1), (1, 1 << 40)])
+def test_server_refuses_absurd_wishes(small_program, images, batch):
+    session, link = make_session(0, {"settings": SETTINGS}, {"images": images, "batch": batch})
+    with pytest.raises(EngineError, match="the client asks for"):
+        session.serve(small_program)
+    assert "refusal" in json.loads(link.sent[-1])
+
+
+def test_server_sends_no_number_of_its_own(small_program):
+    session, link = make_session(0, {"settings": SETTINGS}, {"images": 0, "batch": 1})
+    with pytest.raises(EngineError):
+        session.serve(small_program)
+    text = "".join(link.sent)
+    for array in small_program.arrays.values():
+        for number in array.reshape(-1):
+            assert repr(float(number))[:8] not in text
+
+
+def test_client_refuses_a_program_that_is_none(small_images):
+    session, link = make_session(1, {"settings": SETTINGS}, {"program": {"format": 1}})
+    with pytest.raises(Exception, match="the other party's program is not valid"):
+        session.query(small_images, 1)
+    assert "refusal" in json.loads(link.sent[-1])
+
+
+class FakeShare:
+    def __init__(self, meta, *chunks):
+        self.meta, self.share_chunks = meta, list(chunks)
+
+
+def encoded(*parts):
+    return [base64.b64encode(part).decode() for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("meta", "chunks", "words"),
+    [
+        ("%%%", encoded(b"1234"), "not base64"),
+        (encoded(b"meta")[0], [5], "not base64"),
+        (encoded(b"other")[0], encoded(b"1234"), "another form"),
+        (encoded(b"meta")[0], encoded(b"12345"), "another form"),
+        (encoded(b"meta")[0], encoded(b"1234", b"5"), "another form"),
+    ],
+)
+def test_share_of_another_form_is_refused(meta, chunks, words):
+    pytest.importorskip("spu")
+    with pytest.raises(EngineError, match=words):
+        _read_share({"meta": meta, "chunks": chunks}, FakeShare(b"meta", b"1234"))
+
+
+def test_batch_suits_the_memory(small_program):
+    assert suitable_batch(small_program) == 16
