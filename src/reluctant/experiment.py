@@ -1,11 +1,12 @@
 """Whole experiments: what each command does, from a recipe or a folder to a checkpoint and a record in it."""
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ from reluctant.secure import SecureRun, as_masked, secure_run, twin_outputs
 from reluctant.sites import find_sites
 from reluctant.task import Progress, Task, silent
 from reluctant.training import Evaluation, evaluate, finetune, fit, make_fabric
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 RECIPE = "recipe.json"
 SELECTION = "best epoch on a held-out tenth of the training set; test split read once, afterwards"
@@ -111,10 +115,12 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
         "n_val": val.n,
         "recipe": public_recipe(recipe),
         "selection": SELECTION,
+        "note": recipe.note,
         "device": describe_device(str(fabric.device)),
     }
     origin = Origin(str(spec), task.name, len(task.classes), task.input_shape, facts=facts)
-    return _finish(out, model, origin, "train", time.monotonic() - begun, task)
+    _leave_the_rest_to_the_first(fabric)
+    return _finish(out, model, origin, "train", time.monotonic() - begun)
 
 
 def linearize_checkpoint(
@@ -152,6 +158,7 @@ def linearize_checkpoint(
         "teacher": weights_digest(given.dense),
         "recipe": public_recipe(recipe),
         "selection": SELECTION,
+        "note": recipe.note,
         "device": describe_device(str(fabric.device)),
     }
     origin = Origin(
@@ -163,7 +170,8 @@ def linearize_checkpoint(
         budget=recipe.budget,
         facts=facts,
     )
-    return _finish(out, small, origin, "linearize", time.monotonic() - begun, task)
+    _leave_the_rest_to_the_first(fabric)
+    return _finish(out, small, origin, "linearize", time.monotonic() - begun)
 
 
 def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, progress: Progress = silent) -> Record:
@@ -351,7 +359,14 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
     return {**recipe.to_json(), "task": public_name(recipe.task), "model": public_name(recipe.model)}
 
 
-def _finish(out: Path, model: nn.Module, origin: Origin, kind: Any, seconds: float, task: Task) -> Record:
+def _leave_the_rest_to_the_first(fabric: "Fabric") -> None:
+    """Of several processes that trained together, end all but the first, which alone writes what came out."""
+    fabric.barrier()
+    if not fabric.is_global_zero:
+        sys.exit(0)
+
+
+def _finish(out: Path, model: nn.Module, origin: Origin, kind: Any, seconds: float) -> Record:
     """Write checkpoint and record, then drop the states that an interrupted run would have needed."""
     record = Record(
         kind=kind,
@@ -392,6 +407,7 @@ def _about(model: nn.Module, origin: Origin) -> dict[str, Any]:
         "epochs": facts.get("epochs"),
         "recipe": facts.get("recipe"),
         "selection": facts.get("selection"),
+        "note": facts.get("note"),
     }
 
 

@@ -100,7 +100,8 @@ class Loop:
         save_seconds: float = 60.0,
     ) -> None:
         self.stage, self.augmentation, self.epochs, self.batch = stage, augmentation, epochs, batch
-        self.fabric, self.seed, self.progress, self.save_seconds = fabric, seed, progress, save_seconds
+        self.fabric, self.seed, self.save_seconds = fabric, seed, save_seconds
+        self.progress = progress if fabric.global_rank == 0 else silent
         self.train = train.to(fabric.device)
         self.directory = directory
         self.settings = json.loads(json.dumps({"seed": seed, "epochs": epochs, "batch": batch, **(settings or {})}))
@@ -157,7 +158,8 @@ class Loop:
     def note(self, **metrics: float) -> None:
         """Add a line to the loop's history, which also goes to ``<stage>.metrics.jsonl``."""
         self.history.append(metrics)
-        log.info("%s %s", self.stage, " ".join(f"{key}={value:.4g}" for key, value in metrics.items()))
+        if self.fabric.global_rank == 0:
+            log.info("%s %s", self.stage, " ".join(f"{key}={value:.4g}" for key, value in metrics.items()))
 
     def stop(self) -> None:
         """End the loop after this step: there is nothing left to do."""

@@ -37,6 +37,7 @@ class Recipe:
         training: of the dense network.
         finetune: of the linearized one.
         method, budget: ``None`` for a dense network.
+        note: a line that goes into every record, for instance that this is a short recipe.
     """
 
     task: str
@@ -45,6 +46,7 @@ class Recipe:
     training: Training = Training()
     method: Method | None = None
     budget: str | None = None
+    note: str | None = None
     finetune: Training = FINETUNE
 
     def to_json(self) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def make_fabric(*, device: str = "auto", precision: Precision = "auto", input_sh
     pixels and more (below that it does not pay), else float32.
 
     Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:2`` for two of them.
+        device: ``auto``, ``cpu``, ``cuda``; ``cuda:2`` for two of them and ``cpu:2`` for two processes (DDP).
     """
     import lightning_fabric
 

@@ -1,6 +1,8 @@
 """The commands, as a user types them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,24 @@ def test_a_users_own_model_all_the_way(cli):
         site["name"]: site["kept"] for site in record["mask"]["sites"]
     }
     assert Path("mine.py").read_text() == MINE
+
+
+def test_two_processes_train_together_and_write_once(in_folder):
+    words = [
+        "train",
+        "resnet8:width=4",
+        "--task",
+        "digits",
+        "--epochs",
+        "2",
+        "--device",
+        "cpu:2",
+        "--out",
+        "t",
+        "--json",
+    ]
+    done = subprocess.run([sys.executable, "-m", "reluctant", *words], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epochs"] == 2
+    assert len(load_records(["t"])) == 1
+    assert load_checkpoint(Path("t")).origin.facts["val"] == json.loads(done.stdout)["accuracy"]["val"]

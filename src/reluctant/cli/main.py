@@ -69,4 +69,3 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
-

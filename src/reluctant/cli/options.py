@@ -11,7 +11,9 @@ Data = Annotated[
     typer.Option("--data", help="Folder with the data sets; else $RELUCTANT_DATA, else ./data.", show_default=False),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch data that is missing, and check it.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or cuda:2 for two of them.")]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda; cuda:2 for two of them, cpu:2 for two processes.")
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder for checkpoint, record and metrics.", show_default=False)]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and masks; 0 if not given.")]
 RecipeFile = Annotated[
