@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench docs clean
+.PHONY: demo test check format results clean
 
 demo: .venv/installed  ## train, linearize, run private inference, write runs/demo/report.html
 	$(BIN)/reluctant demo --out runs/demo
@@ -25,6 +25,9 @@ format: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
+
+results: .venv/installed  ## results/README.md from the records beside it
+	$(BIN)/python -c 'from pathlib import Path; from reluctant.records import load_records; from reluctant.report import results_page; Path("results/README.md").write_text(results_page(load_records(["results"])))'
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

@@ -172,7 +172,7 @@ def test_two_processes_train_together_and_write_once(in_folder):
         "t",
         "--json",
     ]
-    done = subprocess.run([sys.executable, "-m", "reluctant", *words], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-m", "reluctant", *words, "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["epochs"] == 2
     assert len(load_records(["t"])) == 1

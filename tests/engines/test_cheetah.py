@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from small import masked_small
 
 from reluctant.engines import ENGINES
 from reluctant.engines.cheetah import Cheetah
+from reluctant.engines.meeting import free_ports
+from reluctant.engines.parties import Place, query, serve
 from reluctant.engines.twin import Twin
 from reluctant.errors import ShapeError, UsageError
 from reluctant.program.lower import lower
@@ -97,6 +100,24 @@ def test_private_slopes_are_paid_for_and_nothing_is_left_behind(small_images, tm
     assert seen[-1] == ("secure: run", 1, 1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert Path.cwd() == tmp_path / "work"
+
+
+@pytest.mark.secure
+def test_two_machines(runs, small_images):
+    """Each party started on its own; both count the same, only the client learns the answers."""
+    program, _, twin = runs["reduced"]
+    server, client = (f"127.0.0.1:{port}" for port in free_ports(2))
+    served = []
+    thread = threading.Thread(
+        target=lambda: served.append(serve(program, Place(listen=server, peer=client), fraction_bits=18))
+    )
+    thread.start()
+    run = query(small_images, Place(listen=client, peer=server), batch=None, fraction_bits=18)
+    thread.join(20)
+    assert np.abs(run.outputs - twin.outputs).max() < 1e-3
+    assert served[0].outputs.shape == (0, 5)
+    for name in ("images", "batch", "comparisons", "bytes", "messages", "setup_bytes"):
+        assert getattr(served[0], name) == getattr(run, name)
 
 
 def test_nothing_starts_for_what_cannot_run(small_program, small_images, monkeypatch):

@@ -140,10 +140,10 @@ def test_scales_before_activations_move_behind_them():
     assert all(op.scale is None and op.bias is not None for op in scales)
 
 
-def test_negative_scale_stays_before_the_activation():
-    model = PreActivation()
-    network = masked(model, 0.5)
-    network.model.bn1.weight.data[0] = -1.0
+@pytest.mark.parametrize("weight", [-1.0, 0.0, 1e-6])
+def test_scale_that_one_should_not_divide_by_stays_before_the_activation(weight):
+    network = masked(PreActivation(), 0.5)
+    network.model.bn1.weight.data[0] = weight
     program = check_same(network)
     assert any(isinstance(op, Scale) and op.scale is not None for op in program.ops)
 

@@ -21,6 +21,8 @@ from reluctant import errors
 from reluctant.engines.base import EngineRun, Images, Progress
 from reluctant.engines.meeting import free_ports, parse_address
 from reluctant.engines.party import Order, read_result, write_order
+from reluctant.engines.spu import require_spu
+from reluctant.engines.watching import ALONE
 from reluctant.errors import EngineError, ReluctantError, UsageError
 from reluctant.program.ops import Program
 
@@ -73,9 +75,12 @@ class _Child:
             kind = getattr(errors, str(self.end.get("kind")), EngineError)
             return kind(str(self.end.get("message")))
         code = self.process.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code < 0:
+            return EngineError(
+                f"the {self.role} was killed by {signal.Signals(-code).name}; the other party was stopped"
+            )
         lines = (self.folder / "stderr.txt").read_text(errors="replace").strip().splitlines()
-        return EngineError(f"the {self.role} {how}" + (f": {lines[-1].strip()}" if lines else ""))
+        return EngineError(f"the {self.role} ended with exit code {code}" + (f": {lines[-1].strip()}" if lines else ""))
 
 
 def run_locally(
@@ -112,8 +117,10 @@ def serve(program: Program, place: Place, *, fraction_bits: int, progress: Progr
     """Be the server of one run with a client elsewhere; return what it cost. The server learns no outputs.
 
     Raises:
+        UsageError: SPU is not installed.
         EngineError: the client did not come, or broke off.
     """
+    require_spu()
     order = Order("server", place.listen, place.peer, place.connect_timeout, fraction_bits, None)
     return _run_alone(order, progress, program=program)
 
@@ -124,9 +131,11 @@ def query(
     """Be the client of one run with a server elsewhere; return its answers and what they cost.
 
     Raises:
+        UsageError: SPU is not installed.
         ShapeError: the server's network takes other images.
         EngineError: the server did not come, or broke off.
     """
+    require_spu()
     order = Order("client", place.listen, place.peer, place.connect_timeout, fraction_bits, batch)
     return _run_alone(order, progress, images=images)
 
@@ -228,5 +237,7 @@ def _stop_reading(child: _Child) -> None:
 
 def _blame(first: _Child, children: list[_Child]) -> ReluctantError:
     """Return the error of the party that failed of itself, not of the one that lost its peer by that."""
-    culprits = [child for child in children if child.failed() and child.end is None] or [first]
-    return culprits[0].error()
+    failed = [child for child in children if child.failed()]
+    mute = [child for child in failed if child.end is None]
+    busy = [child for child in failed if child.process.returncode != ALONE]
+    return (mute or busy or [first])[0].error()
