@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reluctant.budget import Budget
 from reluctant.checkpoints import FILE, Checkpoint, Origin, load_checkpoint, save_checkpoint, weights_digest
 from reluctant.costs.counting import count
+from reluctant.costs.networks import parse_network
 from reluctant.data import load_task, task_shape
 from reluctant.engines.base import EngineRun
 from reluctant.engines.parties import Place, query, serve
@@ -211,6 +212,7 @@ def run_checkpoint(
     *,
     engine: str,
     images: int,
+    network: str = "loopback",
     batch: int | None = None,
     progress: Progress = silent,
 ) -> tuple[Record, SecureRun]:
@@ -218,7 +220,9 @@ def run_checkpoint(
     checkpoint = load_checkpoint(folder)
     task = machine.task(checkpoint.origin.task)
     _check_fits(checkpoint.origin, task, folder)
-    run = secure_run(checkpoint.model, task.images(images), engine=engine, batch=batch, progress=progress)
+    run = secure_run(
+        checkpoint.model, task.images(images), engine=engine, network=network, batch=batch, progress=progress
+    )
     record = run_record(run, checkpoint.model, checkpoint.origin)
     record.save(folder if folder.is_dir() else folder.parent)
     return record, run
@@ -312,7 +316,7 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         "batch": run.run.batch,
         "fraction_bits": run.run.fraction_bits,
         "public": ["architecture", "masks of kept ReLUs", "shapes", "fixed-point format", "number of images"],
-        "link": "plain TCP on loopback" if run.run.processes > 1 else "none: one process",
+        "link": _link(run),
         part: network_cost(run),  # type: ignore[misc]
     }
     return Record(
@@ -323,6 +327,16 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         secure=secure,
         **_about(model, origin),
     )
+
+
+def _link(run: SecureRun) -> str:
+    if run.run.processes == 1:
+        return "none: one process"
+    network = parse_network(run.network)
+    if not network.emulated:
+        return "plain TCP on loopback"
+    rate, trip = (network.bits_per_second or 0) / 1e6, network.rtt_seconds * 1000
+    return f"plain TCP on loopback through a relay that imitates {rate:g} Mbit/s and a round trip of {trip:g} ms"
 
 
 def network_cost(run: SecureRun) -> NetworkCost:

@@ -1,6 +1,6 @@
 """The other verb: run a network as private inference, and compare the answer with what it should be."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reluctant.costs.networks import parse_network
 from reluctant.engines import ENGINES
 from reluctant.engines.base import Engine, EngineRun
-from reluctant.errors import ShapeError
+from reluctant.errors import ShapeError, UsageError
 from reluctant.masked import MaskedModel, attach
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
@@ -75,6 +76,7 @@ def secure_run(
     images: Float[Tensor, "N C H W"],
     *,
     engine: str | Engine = "cheetah",
+    network: str = "loopback",
     batch: int | None = None,
     progress: Progress = silent,
 ) -> SecureRun:
@@ -84,6 +86,8 @@ def secure_run(
         model: any network; a dense one keeps all its ReLUs.
         images: normalised, as the network reads them.
         engine: a name, or an engine with settings of its own.
+        network: the link between the parties: ``loopback``, or imitated on it ``lan``, ``wan``, ``mobile`` or
+            ``400mbps/20ms``.
         batch: images that travel together; the engine's own choice if not given.
 
     Raises:
@@ -99,7 +103,7 @@ def secure_run(
         raise ShapeError(
             f"images have the shape {tuple(images.shape[1:])}, the network was made for {masked.sites.input_shape}"
         )
-    chosen: Engine = ENGINES[engine]() if isinstance(engine, str) else engine
+    chosen = make_engine(engine, network) if isinstance(engine, str) else engine
     program = lower(masked)
     chosen.check(program)
     array = np.ascontiguousarray(images.numpy(), dtype=np.float32)
@@ -107,7 +111,23 @@ def secure_run(
     twin = run.outputs if chosen.name == "twin" else twin_outputs(program, array, progress=progress)
     with torch.no_grad():
         floats = logits(masked.eval()(images)).numpy()
-    return SecureRun(chosen, "loopback", run, twin, floats, masked.sites.input_shape, model)
+    return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model)
+
+
+def make_engine(name: str, network: str = "loopback") -> Engine:
+    """Return the engine called ``name`` with its parties joined by ``network``.
+
+    Raises:
+        UnknownName: no such engine.
+        UsageError: no such network, or an engine that has no parties to join.
+    """
+    link = parse_network(network)
+    kind = ENGINES[name]
+    if "network" in {field.name for field in fields(kind)}:
+        return kind(network=link)  # type: ignore[no-any-return]
+    if link.emulated:
+        raise UsageError(f"engine {name} runs in one process; a network is for engines with several parties")
+    return kind()  # type: ignore[no-any-return]
 
 
 def twin_outputs(program: Program, images: Outputs, *, progress: Progress = silent) -> Outputs:

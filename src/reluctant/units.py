@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from reluctant.errors import BudgetError
+from reluctant.errors import BudgetError, UsageError
 
 _COUNT = {"": 1.0, "k": 1e3, "m": 1e6}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
@@ -52,6 +52,35 @@ def parse_quantity(text: str) -> Quantity:
     if not quantity.value > 0:
         raise BudgetError(f"budget {text!r} must be above zero; {_FORM}")
     return quantity
+
+
+_RATE = {"bps": 1.0, "kbps": 1e3, "mbps": 1e6, "gbps": 1e9}
+
+
+def parse_rate(text: str) -> float:
+    """Return the bits a second that ``text`` names: ``400mbps``.
+
+    Raises:
+        UsageError: it is no number above zero with one of the units bps, kbps, mbps, gbps.
+    """
+    return _measure(text, _RATE, "rate", "400mbps")
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that ``text`` names: ``20ms``.
+
+    Raises:
+        UsageError: it is no number above zero with one of the units us, ms, s, min.
+    """
+    return _measure(text, _SECONDS, "duration", "20ms")
+
+
+def _measure(text: str, units: dict[str, float], what: str, example: str) -> float:
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*([a-zA-Z]+)", text.strip())
+    value = float(match[1]) * units.get(match[2].lower(), 0.0) if match else 0.0
+    if not value > 0:
+        raise UsageError(f"{what} {text!r} is not a number above zero with a unit ({', '.join(units)}): {example}")
+    return value
 
 
 def format_bytes(count: float) -> str:

@@ -20,6 +20,9 @@ def run(
     ] = None,
     engine: Annotated[str, typer.Option("--engine", help=", ".join(ENGINES.names()) + ".")] = "cheetah",
     images: Annotated[int, typer.Option("--images", help="How many test images to send.", min=1)] = 1,
+    network: Annotated[
+        str, typer.Option("--network", help="loopback; or imitated: lan, wan, mobile, 400mbps/20ms.")
+    ] = "loopback",
     batch: Annotated[int | None, typer.Option("--batch", help="Images that travel together.", min=1)] = None,
     party: Annotated[
         str | None, typer.Option("--party", help="Be one party only: server or client.", show_default=False)
@@ -49,12 +52,14 @@ def run(
     if checkpoint is None:
         raise UsageError("name the checkpoint to run, for instance runs/snl-10")
     with ProgressView(quiet=json) as progress:
-        _, done = run_checkpoint(checkpoint, machine, engine=engine, images=images, batch=batch, progress=progress)
+        _, done = run_checkpoint(
+            checkpoint, machine, engine=engine, images=images, network=network, batch=batch, progress=progress
+        )
     show(
         network_cost(done),
         f"{checkpoint}: classes {done.answers}; {done.argmax_equal_twin} of {images} as the twin, "
         f"{done.argmax_equal_float} as plain torch; {_costs(done.run)} ({done.engine.name}, "
-        f"{done.engine.security.adversary}, loopback)",
+        f"{done.engine.security.adversary}, {network})",
         json,
     )
 

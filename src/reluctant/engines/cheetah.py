@@ -7,6 +7,7 @@ Paper: Huang, Lu, Hong, Ding. Cheetah: Lean and Fast Secure Two-Party Deep Neura
 from dataclasses import dataclass
 from typing import ClassVar
 
+from reluctant.costs.networks import NETWORKS, Network
 from reluctant.engines.base import Engine, EngineRun, Images, Progress, Security, check_images
 from reluctant.engines.parties import run_locally
 from reluctant.engines.spu import FRACTION_BITS, require_spu
@@ -21,6 +22,7 @@ class Cheetah(Engine):
     Args:
         fraction_bits: bits after the binary point of the 64-bit fixed-point numbers.
         connect_timeout: seconds that a party waits for the other.
+        network: the link between the parties; any but loopback is imitated by a relay.
     """
 
     name: ClassVar[str] = "cheetah"
@@ -41,6 +43,7 @@ class Cheetah(Engine):
 
     fraction_bits: int = FRACTION_BITS
     connect_timeout: float = 60.0
+    network: Network = NETWORKS["loopback"]
 
     def check(self, program: Program) -> None:
         require_spu()
@@ -58,5 +61,6 @@ class Cheetah(Engine):
             batch=batch,
             fraction_bits=self.fraction_bits,
             connect_timeout=self.connect_timeout,
+            network=self.network,
             progress=progress,
         )

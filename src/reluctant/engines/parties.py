@@ -18,9 +18,11 @@ from typing import Any
 
 import reluctant
 from reluctant import errors
+from reluctant.costs.networks import Network
 from reluctant.engines.base import EngineRun, Images, Progress
 from reluctant.engines.meeting import free_ports, parse_address
 from reluctant.engines.party import Order, read_result, write_order
+from reluctant.engines.relay import Relay
 from reluctant.engines.spu import require_spu
 from reluctant.engines.watching import ALONE
 from reluctant.errors import EngineError, ReluctantError, UsageError
@@ -90,20 +92,28 @@ def run_locally(
     batch: int | None,
     fraction_bits: int,
     connect_timeout: float,
+    network: Network,
     progress: Progress | None,
 ) -> EngineRun:
     """Run both parties as processes of this machine, on loopback, and return what the client learned.
+
+    Args:
+        network: if it is not loopback itself, a relay between the two imitates it.
 
     Raises:
         EngineError: a party died or they could not connect; both have ended.
     """
     ports = free_ports(2)
     server, client = (f"127.0.0.1:{port}" for port in ports)
-    orders = [
-        Order("server", server, client, connect_timeout, fraction_bits, batch),
-        Order("client", client, server, connect_timeout, fraction_bits, batch),
-    ]
     with ExitStack() as stack:
+        towards_server, towards_client = server, client
+        if network.emulated:
+            relay = stack.enter_context(Relay(network, (server, client)))
+            towards_server, towards_client = relay.ports
+        orders = [
+            Order("server", server, towards_client, connect_timeout, fraction_bits, batch),
+            Order("client", client, towards_server, connect_timeout, fraction_bits, batch),
+        ]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reluctant-")))
         children = [
             _start(stack, folder, orders[0], program=program),
