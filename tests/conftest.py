@@ -50,6 +50,14 @@ def trained(digits: Task, fabric) -> torch.nn.Module:
 
 
 @pytest.fixture
+def tiny() -> torch.nn.Sequential:
+    """An untrained network small enough to be run by hand; its only site is its third module, of 4 x 8 x 8 ReLUs."""
+    torch.manual_seed(0)
+    stem = [torch.nn.Conv2d(1, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4)]
+    return torch.nn.Sequential(*stem, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(256, 10))
+
+
+@pytest.fixture
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test runs in an empty folder."""
     monkeypatch.chdir(tmp_path)

@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 
 from reluctant.checkpoints import FILE, Origin, load_checkpoint, save_checkpoint, weights_digest
 from reluctant.errors import CheckpointError, UsageError
+from reluctant.experiment import as_records
 from reluctant.linearization import linearize
 from reluctant.masked import attach
 from reluctant.methods import METHODS
 from reluctant.sites import find_sites
 from reluctant.surrogates import SURROGATES
+from reluctant.training import evaluate
 
 ORIGIN = Origin("resnet8:width=8", "digits", 10, (1, 8, 8))
 
@@ -135,3 +137,15 @@ def test_nothing_in_the_metadata_but_json(saved):
     with safe_open(saved, "pt") as file:
         about = json.loads(file.metadata()["reluctant"])
     assert about["model"] == "resnet8:width=8"
+
+
+def test_a_reloaded_network_is_still_known_as_linearized(trained, few_digits, tmp_path):
+    small = linearize(trained, METHODS["random"](), "30%", few_digits)
+    method = METHODS["random"]().to_json()
+    save_checkpoint(tmp_path, small, Origin("resnet8:width=8", "digits", 10, (1, 8, 8), method=method, budget="30%"))
+    loaded = load_checkpoint(tmp_path).model
+    by_hand = attach(trained, find_sites(trained, few_digits.example)).set_mask(small.mask)
+    one, two, dense = as_records([evaluate(m, few_digits, "val") for m in (loaded, by_hand, trained)])
+    assert (one.method, one.budget, one.relus["kept"]) == ("random", "30%", small.mask.kept)
+    assert two.method == "by hand"
+    assert dense.method is None

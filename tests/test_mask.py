@@ -100,3 +100,12 @@ def test_set_algebra_and_digest():
     assert one.digest == Mask({"a": torch.tensor([True, True, False])}).digest
     with pytest.raises(ShapeError):
         one & Mask({"b": torch.tensor([True])})
+
+
+@pytest.mark.parametrize(
+    "prices", [{"a": SitePrice(1), "b": SitePrice(2)}, {"a": SitePrice(1, 5), "b": SitePrice(1, 5)}]
+)
+def test_equal_scores_are_bought_as_far_as_the_limit_goes(prices):
+    mask = Mask.top(scores([1.0] * 10, [1.0] * 10), Prices(prices), 15)
+    spent = Prices(prices).cost(mask.by_site())
+    assert 15 - max(price.relu for price in prices.values()) < spent <= 15

@@ -10,6 +10,7 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from reluctant.errors import ShapeError, SiteError
 from reluctant.mask import Mask
@@ -186,6 +187,7 @@ def test_surrogates_start_from_what_the_sites_see():
 COMPILED = """
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from reluctant.mask import Mask
 from reluctant.masked import attach
 from reluctant.sites import find_sites
@@ -202,3 +204,37 @@ def test_a_compiled_masked_model_gives_the_same_without_graph_breaks():
     """In a process of its own: run-time checks of annotations do not compile."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_activation_checkpointing_is_refused_rather_than_wrong():
+    class Recomputes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            def part(x):
+                return self.conv(x).relu()
+
+            return checkpoint(part, x, use_reentrant=True) if self.training else part(x)
+
+    masked = attach(Recomputes(), find_sites(Recomputes(), images(1)))
+    masked.eval()(images())
+    with pytest.raises(SiteError, match="while the network is trained; is that activation checkpointing"):
+        masked.train()(images().requires_grad_())
+
+
+def test_a_masked_network_is_not_masked_again():
+    model = zoo.SharedBlock()
+    masked = attach(model, find_sites(model, images(1)))
+    with pytest.raises(SiteError, match="masked already"):
+        attach(masked, masked.sites)
+
+
+@pytest.mark.parametrize("surrogate", [Quadratic(), Quadratic(scale=2.0), Affine()])
+def test_what_runs_at_the_start_is_the_fit_whatever_the_scale(surrogate):
+    activation = MaskedActivation(ActivationSite("s", "", (2, 3, 3), 0), surrogate)
+    mean, std = torch.tensor([0.3, -0.5]), torch.tensor([1.0, 2.0])
+    activation.start(mean, std)
+    for coefficient, value in zip(activation.coefficients(), surrogate.fit(mean, std), strict=True):
+        torch.testing.assert_close(coefficient.expand(2, 1, 1).flatten(), value)

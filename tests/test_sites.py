@@ -116,11 +116,66 @@ def test_relus_without_gradients_are_refused_with_their_line():
     ("model", "reason"),
     [
         (nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU()), "no ReLU; it has silu: see swap_activations"),
-        (nn.Sequential(nn.Linear(7, 7), nn.ReLU()), "does not run on an input of shape \\(1, 3, 8, 8\\)"),
+        (nn.Sequential(nn.Linear(7, 7), nn.ReLU()), "does not run on a batch of shape \\(2, 3, 8, 8\\)"),
         (script(nn.Sequential(nn.ReLU())), "TorchScript"),
         (torch.compile(nn.Sequential(nn.ReLU()), backend="eager"), "compiled"),
     ],
 )
 def test_what_cannot_be_seen_is_refused_with_a_way_out(model, reason):
     with pytest.raises(SiteError, match=reason):
+        find_sites(model, IMAGE)
+
+
+class Folds(nn.Module):
+    """Takes a ReLU of something whose first dimension is not the image."""
+
+    def __init__(self, fold):
+        super().__init__()
+        self.fold, self.weight = fold, nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().mean() + self.fold(self, x).relu().mean()
+
+
+@pytest.mark.parametrize(
+    "fold",
+    [
+        lambda model, x: x.reshape(2 * len(x), -1),
+        lambda model, x: model.weight[:3],
+        lambda model, x: x.mean((1, 2, 3)),
+        lambda model, x: x.transpose(0, 1),
+    ],
+)
+def test_a_relu_whose_first_dimension_is_not_the_image_is_refused(fold):
+    with pytest.raises(SiteError, match=r"test_sites\.py:\d+ .* its first dimension must be the image"):
+        find_sites(Folds(fold), IMAGE)
+
+
+def test_two_argument_maxima_and_in_place_functions_are_listed():
+    class Many(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.max(x.relu(), x * 0.1)
+            x = x.min(x * 2).fmax(x) + x.max()
+            x = x * 1
+            return x.sigmoid_().tanh_().abs_()
+
+    kinds = [call.kind for call in find_sites(Many(), IMAGE).other]
+    assert kinds == ["maximum", "minimum", "fmax", "sigmoid", "tanh", "abs"]
+
+
+def test_a_network_that_caches_activations_is_left_without_them():
+    class Caches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = x.relu()
+            return self.seen
+
+    model = Caches()
+    find_sites(model, IMAGE)
+    assert not hasattr(model, "seen")
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+    model.leaf = model[0].weight * 2
+    with pytest.raises(SiteError, match="cannot be copied"):
         find_sites(model, IMAGE)

@@ -1,10 +1,14 @@
 """The loop, the fit, the evaluation: interrupted or not, the result is the same, and the test split is left alone."""
 
+import copy
+import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from reluctant.errors import CheckpointError, UsageError
@@ -71,13 +75,59 @@ def test_killed_and_resumed_is_as_if_nothing_had_been(fresh, few_digits, fabric,
 @pytest.mark.parametrize(
     "method", [METHODS["snl"](max_epochs=3, gate_lr=0.02, batch=64), METHODS["autorep"](search_epochs=3, batch=64)]
 )
-def test_a_search_killed_and_resumed_finds_the_same(trained, few_digits, fabric, tmp_path, method):
-    whole = linearize(trained, method, "20%", few_digits, fabric=fabric)
+def test_a_search_killed_in_mid_epoch_and_resumed_finds_the_same(
+    fresh, few_digits, fabric, tmp_path, method, monkeypatch
+):
+    hasty = SimpleNamespace(monotonic=itertools.count(step=100.0).__next__)
+    monkeypatch.setattr("reluctant.loop.time", hasty)  # so that a minute is over at every step, and the state is saved
+    whole = linearize(fresh, method, "20%", few_digits, fabric=fabric)
     with pytest.raises(Killed):
-        linearize(trained, method, "20%", few_digits, fabric=fabric, directory=tmp_path, progress=killed_at(7))
-    resumed = linearize(trained, method, "20%", few_digits, fabric=fabric, directory=tmp_path)
+        linearize(fresh, method, "20%", few_digits, fabric=fabric, directory=tmp_path, progress=killed_at(7))
+    resumed = linearize(fresh, method, "20%", few_digits, fabric=fabric, directory=tmp_path)
     assert resumed.mask == whole.mask
     assert same_weights(whole, resumed)
+
+
+def by_hand(model, task, training, teacher):
+    """The epoch that `fit` takes, with nothing around it; returns the weights that are kept, in floating point."""
+    model = copy.deepcopy(model).train()
+    conv, norm, head = model[0], model[1], model[4]
+    groups = [
+        {"params": [conv.weight, head.weight], "weight_decay": training.weight_decay},
+        {"params": [norm.weight, norm.bias, head.bias]},
+    ]
+    optimizer = torch.optim.SGD(groups, momentum=training.momentum, nesterov=True)
+    average, steps = {}, task.train.steps(training.batch)
+    batches = task.train.epoch(training.batch, (0, 0), task.augmentation)
+    for index, (images, labels) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = training.lr * rate(index / steps, training.warmup)
+        output = model(images)
+        loss = F.cross_entropy(output, labels, label_smoothing=training.label_smoothing)
+        with torch.no_grad():
+            scores = teacher(images)
+        optimizer.zero_grad()
+        (loss + training.distil * distillation(output, scores, training.temperature)).backward()
+        if training.clip:
+            length = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+            for p in model.parameters():
+                p.grad *= min(1.0, training.clip / float(length))
+        optimizer.step()
+        now = {name: t.clone() for name, t in model.state_dict().items() if t.is_floating_point()}
+        average = {name: training.ema * average.get(name, t) + (1 - training.ema) * t for name, t in now.items()}
+    return average
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ema": 0.5}, {"clip": 0.1}, {"label_smoothing": 0.3}, {"distil": 0.3}, {"weight_decay": 0.1}],
+    ids=str,
+)
+def test_an_epoch_is_the_one_by_hand(tiny, trained, few_digits, fabric, settings):
+    training = replace(Training(epochs=1, batch=32, lr=0.05, warmup=0.25), **settings)
+    fitted = fit(tiny, few_digits, training, teacher=trained, fabric=fabric).state_dict()
+    for name, value in by_hand(tiny, few_digits, training, trained).items():
+        torch.testing.assert_close(fitted[name], value, atol=1e-5, rtol=1e-5)
 
 
 def test_a_state_of_other_settings_or_damaged_is_not_continued(fresh, few_digits, fabric, tmp_path):
@@ -122,7 +172,7 @@ def test_evaluation_counts_and_leaves_the_mode(trained, digits):
     trained.eval()
     with torch.no_grad():
         right = (trained(digits.val.inputs(slice(None))).argmax(1) == digits.val.labels).sum()
-    assert found == Evaluation("digits", "val", int(right), len(digits.val))
+    assert found == Evaluation("digits", "val", int(right), len(digits.val), (1, 8, 8))
     assert evaluate(lambda images: trained(images), digits, "val") == found
     with pytest.raises(UsageError, match="unknown split 'train'; expected val or test"):
         evaluate(trained, digits, "train")

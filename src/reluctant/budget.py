@@ -1,6 +1,7 @@
 """How much may be spent."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 from reluctant.errors import BudgetError
 from reluctant.prices import Prices
@@ -39,9 +40,9 @@ class Budget:
         """
         full = prices.cost({name: site.relus for name, site in sites.items()})
         if self.quantity.unit == "share":
-            limit = (
-                float(int(self.quantity.value * sites.total)) if prices.unit == "relus" else self.quantity.value * full
-            )
+            share = self.quantity.value
+            # In decimals, because 0.29 * 100 is under 29 in binary ones.
+            limit = float(int(Decimal(str(share)) * sites.total)) if prices.unit == "relus" else share * full
         elif self.quantity.unit == prices.unit:
             limit = float(int(self.quantity.value)) if prices.unit == "relus" else self.quantity.value
         else:

@@ -3,9 +3,7 @@
 Nothing in the file is code. Its metadata carries a SHA-256 over everything else in it, so a changed byte is seen.
 """
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from reluctant.errors import CheckpointError
 from reluctant.files import write_atomically
+from reluctant.loop import fingerprint
 from reluctant.mask import Mask
 from reluctant.masked import MaskedModel, attach
 from reluctant.models import ModelSpec
@@ -90,7 +89,7 @@ def save_checkpoint(folder: Path, model: nn.Module, origin: Origin) -> Path:
     about = {"format": FORMAT, "sites": sites, "surrogate": surrogate, **asdict(origin)}
     text = json.dumps(about, sort_keys=True)
     path = folder / FILE
-    write_atomically(path, save(tensors, {"reluctant": text, "sha256": _digest(tensors, text)}))
+    write_atomically(path, save(tensors, {"reluctant": text, "sha256": fingerprint(tensors, text)}))
     return path
 
 
@@ -118,6 +117,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     masked = attach(network, sites, surrogate_from_json(about["surrogate"]))
     packed = {name.removeprefix(_MASK): t for name, t in tensors.items() if name.startswith(_MASK)}
     masked.set_mask(Mask.unpack(packed, {name: site.shape for name, site in sites.items()}))
+    masked.made_by = {"method": origin.method, "budget": origin.budget} if origin.method else {}
     with torch.no_grad():
         for activation in masked.masked():
             for key, constant in activation.named_parameters():
@@ -149,7 +149,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
     text = metadata.get("reluctant")
     if text is None:
         raise CheckpointError(f"{file} was not written by reluctant: load it as weights=... of a model of your own")
-    if _digest(tensors, text) != metadata.get("sha256"):
+    if fingerprint(tensors, text) != metadata.get("sha256"):
         raise CheckpointError(f"{file} has been altered: its SHA-256 does not match; make it again")
     about = json.loads(text)
     if about["format"] != FORMAT:
@@ -170,14 +170,4 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def weights_digest(model: nn.Module) -> str:
     """Return a SHA-256 over weights, masks and coefficients: the same for one network wherever it is saved."""
-    return _digest(_tensors(model), "")
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    sha = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        if math.prod(tensor.shape):
-            sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+    return fingerprint(_tensors(model))

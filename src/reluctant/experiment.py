@@ -63,7 +63,10 @@ def open_model(name: str, task: str | None = None, machine: Machine | None = Non
     """
     path = Path(name)
     if path.is_dir() or path.suffix == ".safetensors":
-        return load_checkpoint(path)
+        checkpoint = load_checkpoint(path)
+        if task is not None and task != checkpoint.origin.task:
+            raise UsageError(f"{name} is of task {checkpoint.origin.task}, not {task}; leave --task away")
+        return checkpoint
     machine = machine or Machine()
     spec = ModelSpec.parse(name)
     classes, shape = task_shape(task or "digits", data=machine.data)
@@ -153,7 +156,7 @@ def linearize_checkpoint(
     val = evaluate(small, task, "val")
     facts = {
         "seed": recipe.seed,
-        "epochs": recipe.method.epochs + recipe.finetune.epochs,
+        "epochs": sum(int(lines[-1]["epoch"]) for lines in _histories(out)),
         "val": val.accuracy,
         "n_val": val.n,
         "teacher": weights_digest(given.dense),
@@ -277,7 +280,10 @@ def as_records(items: Iterable[Record | Evaluation | SecureRun]) -> list[Record]
 def _origin_of(model: nn.Module, task: str, input_shape: tuple[int, ...]) -> Origin:
     """Return what can be said of a network that came from no checkpoint."""
     network, made_by = (model.model, model.made_by) if isinstance(model, MaskedModel) else (model, {})
-    return Origin(type(network).__name__, task, 0, input_shape, made_by.get("method"), made_by.get("budget"))
+    method = made_by.get("method")
+    if method is None and isinstance(model, MaskedModel) and model.mask.kept < model.mask.total:
+        method = {"name": "by hand"}
+    return Origin(type(network).__name__, task, 0, input_shape, method, made_by.get("budget"))
 
 
 def evaluation_record(
@@ -341,7 +347,12 @@ def _link(run: SecureRun) -> str:
 
 def network_cost(run: SecureRun) -> NetworkCost:
     """Return what one secure run cost, as records and cards hold it."""
-    compared = {"argmax_equal_twin": run.argmax_equal_twin, "max_abs_error_twin": run.max_abs_error_twin}
+    compared = {
+        "argmax_equal_twin": run.argmax_equal_twin,
+        "max_abs_error_twin": run.max_abs_error_twin,
+        "argmax_equal_float": run.argmax_equal_float,
+        "max_abs_error_float": run.max_abs_error_float,
+    }
     cost: NetworkCost = {**engine_costs(run.run), **compared}  # type: ignore[typeddict-item]
     return cost
 
@@ -382,10 +393,11 @@ def _leave_the_rest_to_the_first(fabric: "Fabric") -> None:
 
 def _finish(out: Path, model: nn.Module, origin: Origin, kind: Any, seconds: float) -> Record:
     """Write checkpoint and record, then drop the states that an interrupted run would have needed."""
+    trained = sum(lines[-1]["seconds"] for lines in _histories(out))  # with those of legs before an interruption
     record = Record(
         kind=kind,
         accuracy=_accuracy(origin),
-        seconds=seconds,
+        seconds=max(seconds, trained),
         device=str(origin.facts["device"]),
         **_about(model, origin),
     )
@@ -394,6 +406,12 @@ def _finish(out: Path, model: nn.Module, origin: Origin, kind: Any, seconds: flo
     for state in out.glob("*.state"):
         state.unlink()
     return record
+
+
+def _histories(out: Path) -> list[list[dict[str, float]]]:
+    """Return what the loops that ran in ``out`` noted, a line an epoch."""
+    files = [path for path in sorted(out.glob("*.metrics.jsonl")) if path.stat().st_size]
+    return [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
 
 
 def _accuracy(origin: Origin) -> Accuracy:

@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from reluctant.budget import Budget
-from reluctant.errors import BudgetError
+from reluctant.errors import BudgetError, SiteError
 from reluctant.masked import MaskedModel, attach
 from reluctant.methods.base import Method
 from reluctant.prices import Prices
 from reluctant.sites import find_sites
 from reluctant.task import Job, Progress, Task, silent
-from reluctant.training import make_fabric
+from reluctant.training import check_network, make_fabric
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -46,6 +47,10 @@ def linearize(
 
         small = rl.linearize(model, rl.SNL(), budget="10%", task=task)
     """
+    if isinstance(model, MaskedModel):
+        raise SiteError("the network is linearized already; give the dense one it was made of")
+    check_network(model, task)
+    torch.manual_seed(seed)
     sites = find_sites(model, task.example)
     prices = Prices.count(sites)
     limit = Budget.parse(budget).resolve(sites, prices)

@@ -5,6 +5,7 @@ is in its state. So a loop that is killed and started again with the same argume
 that was not.
 """
 
+import hashlib
 import io
 import json
 import logging
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from reluctant.errors import CheckpointError
 from reluctant.files import write_atomically
-from reluctant.task import Augmentation, Progress, Split, silent
+from reluctant.task import Augmentation, Job, Progress, Split, silent
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -36,6 +37,17 @@ class Stateful(Protocol):
     def state_dict(self) -> Any: ...
 
     def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+def fingerprint(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Return a SHA-256, in hexadecimal, over ``text`` and the names, types, shapes and values of ``tensors``."""
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            sha.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 class Counters(dict[str, Any]):
@@ -108,6 +120,23 @@ class Loop:
         self.history: list[dict[str, float]] = []
         self._kept: dict[str, Stateful] = {}
         self._stopped = False
+        self._before, self._begun = 0.0, time.monotonic()
+
+    @classmethod
+    def of_job(cls, job: Job, *, epochs: int, batch: int, settings: Mapping[str, Any]) -> "Loop":
+        """Return the loop of a mask search: the job's data, seed, device and folder, the method's ``settings``."""
+        return cls(
+            "search",
+            train=job.train,
+            augmentation=job.augmentation,
+            epochs=epochs,
+            batch=batch,
+            seed=job.seed,
+            fabric=job.fabric,
+            directory=job.directory,
+            settings={**settings, "limit": job.limit},
+            progress=job.progress,
+        )
 
     def setup(self, model: nn.Module, *optimizers: torch.optim.Optimizer, **state: Stateful) -> tuple[Any, ...]:
         """Return ``model`` and ``optimizers`` on the loop's device, and load the state of an interrupted run.
@@ -115,6 +144,7 @@ class Loop:
         Args:
             state: what else a step reads and changes.
         """
+        self.settings["start"] = fingerprint(model.state_dict())
         wrapped = self.fabric.setup(model, *optimizers)
         result = wrapped if isinstance(wrapped, tuple) else (wrapped,)
         self._kept = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}, **state}
@@ -156,8 +186,8 @@ class Loop:
             optimizer.step()
 
     def note(self, **metrics: float) -> None:
-        """Add a line to the loop's history, which also goes to ``<stage>.metrics.jsonl``."""
-        self.history.append(metrics)
+        """Add a line to the loop's history, with the seconds so far; it goes to ``<stage>.metrics.jsonl``, too."""
+        self.history.append({**metrics, "seconds": self._seconds()})
         if self.fabric.global_rank == 0:
             log.info("%s %s", self.stage, " ".join(f"{key}={value:.4g}" for key, value in metrics.items()))
 
@@ -166,7 +196,11 @@ class Loop:
         self._stopped = True
 
     def _latest(self) -> dict[str, float]:
-        return {k: v for k, v in (self.history[-1] if self.history else {}).items() if k != "epoch"}
+        return {k: v for k, v in (self.history[-1] if self.history else {}).items() if k not in ("epoch", "seconds")}
+
+    def _seconds(self) -> float:
+        """Wall time since the stretch was begun, interrupted time left out."""
+        return self._before + time.monotonic() - self._begun
 
     @property
     def _file(self) -> Path | None:
@@ -181,7 +215,9 @@ class Loop:
             "epoch": epoch,
             "index": index,
             "history": self.history,
+            "seconds": self._seconds(),
             "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all(),
             **{f"kept/{name}": thing.state_dict() for name, thing in self._kept.items()},
         }
         torch.save(state, buffer)
@@ -199,11 +235,14 @@ class Loop:
             raise CheckpointError(f"{self._file} is damaged; delete it to start {self.stage} again") from error
         if state["settings"] != self.settings:
             raise CheckpointError(
-                f"{self._file} is of a run with other settings; choose another --out, or delete it to start again"
+                f"{self._file} is of a run with other settings or weights; choose another --out, or delete it"
             )
         for name, thing in self._kept.items():
             thing.load_state_dict(state[f"kept/{name}"])
         self.history = state["history"]
+        self._before = state["seconds"]
         torch.set_rng_state(state["random"])
+        if len(state["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
         log.info("%s goes on at epoch %d, step %d", self.stage, state["epoch"], state["index"])
         return int(state["epoch"]), int(state["index"])

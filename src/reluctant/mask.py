@@ -153,9 +153,14 @@ class Mask(Mapping[str, Bool[Tensor, "..."]]):
         alive = np.array([prices.by_site[name].alive for name in names], dtype=np.float64)
         room = limit - prices.floor
         if alive.any() or len(set(relu)) > 1:
-            value = value - value.min()
+            value = value - value.min() + max(1e-9, 1e-3 * float(np.ptp(value)))  # the least is worth a little, too
             opened = _worth_opening(value, site, relu, alive, room)
             chosen = _fill(value / relu[site], site, relu, opened, room - alive[opened].sum())
+            for more in np.argsort(-np.bincount(site, value, len(relu)), kind="stable"):
+                left = room - alive[opened].sum() - relu[site[chosen]].sum() - alive[more]
+                if not opened[more] and left >= relu[more]:
+                    opened[more] = True
+                    chosen |= _fill(value / relu[site], site, relu, np.arange(len(relu)) == more, left)
         else:
             chosen = np.zeros(len(value), dtype=bool)
             chosen[np.argsort(-value, kind="stable")[: max(0, int(room / relu[0] + 1e-9))]] = True

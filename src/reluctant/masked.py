@@ -18,7 +18,17 @@ from torch.overrides import TorchFunctionMode
 
 from reluctant.errors import ShapeError, SiteError
 from reluctant.mask import Mask
-from reluctant.sites import ActivationSite, Call, Naming, OwnerStack, Sites, activation_modules, calling_line
+from reluctant.sites import (
+    ActivationSite,
+    Call,
+    Naming,
+    OwnerStack,
+    Sites,
+    activation_modules,
+    calling_line,
+    copied,
+    evaluating,
+)
 from reluctant.surrogates import Identity, Surrogate, Term
 
 Coefficients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -95,24 +105,24 @@ class MaskedActivation(nn.Module):
         super().__init__()
         self.site, self.surrogate = site, surrogate
         self.register_buffer("keep", torch.ones(site.shape, dtype=torch.bool), persistent=False)
-        start = surrogate.fit(torch.zeros(site.shape[0]), torch.ones(site.shape[0]))
-        for name, term, value in zip(("c0", "c1", "c2"), surrogate.terms, start, strict=True):
-            self.register_parameter(name, self._parameter(term, value))
+        for name, term in zip(("c0", "c1", "c2"), surrogate.terms, strict=True):
+            value = self._shaped(term, torch.zeros(site.shape[0]))
+            self.register_parameter(name, None if term in ("zero", "one") else nn.Parameter(value))
+        self.start(torch.zeros(site.shape[0]), torch.ones(site.shape[0]))
 
     def _shaped(self, term: Term, value: Float[Tensor, "C"]) -> Tensor:
         column = value.reshape(-1, *[1] * (len(self.site.shape) - 1))
         return column.expand(self.site.shape).clone() if term == "element" else column.clone()
 
-    def _parameter(self, term: Term, value: Float[Tensor, "C"]) -> nn.Parameter | None:
-        return None if term in ("zero", "one") else nn.Parameter(self._shaped(term, value))
-
     @torch.no_grad()
     def start(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> None:
         """Set the trained coefficients to their best fit of ReLU for an input of that mean and deviation a channel."""
         fit = self.surrogate.fit(mean, std)
-        for parameter, term, value in zip((self.c0, self.c1, self.c2), self.surrogate.terms, fit, strict=True):
+        for parameter, term, value, scale in zip(
+            (self.c0, self.c1, self.c2), self.surrogate.terms, fit, self.surrogate.scales, strict=True
+        ):
             if parameter is not None:
-                parameter.copy_(self._shaped(term, value))
+                parameter.copy_(self._shaped(term, value / scale))
 
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return c0, c1, c2 as a secure program needs them, each broadcastable to the site's shape."""
@@ -158,7 +168,7 @@ class MaskedModel(nn.Module):
 
     def __init__(self, model: nn.Module, sites: Sites, surrogate: Surrogate) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model)
+        self.model = copied(model)
         self.sites = sites
         self.surrogate = surrogate
         self.made_by: Mapping[str, Any] = {}
@@ -178,7 +188,7 @@ class MaskedModel(nn.Module):
             ShapeError: a site gets an input of another shape than it was found with.
         """
         self._stack.paths.clear()
-        calls = _Interception(self)
+        calls = _Interception(self, torch.is_grad_enabled())
         with calls:
             output = self.model(*args, **kwargs)
         if len(calls.fired) != len(self.sites):
@@ -245,13 +255,10 @@ class MaskedModel(nn.Module):
     @torch.no_grad()
     def start_surrogates(self, images: Float[Tensor, "B ..."]) -> None:
         """Fit the trained coefficients to the inputs that the sites see on ``images``, in evaluation mode."""
-        training = self.training
-        self.eval()
-        with self.gates(_Moments) as moments:
+        with evaluating(self), self.gates(_Moments) as moments:
             self(images)
         for activation, seen in zip(self.masked(), moments.values(), strict=True):
             activation.start(seen.mean, seen.std)
-        self.train(training)
 
 
 class _Moments(nn.Module):
@@ -270,9 +277,9 @@ class _Moments(nn.Module):
 class _Interception(TorchFunctionMode):
     """Hands each ReLU call of one forward pass to the module of its site."""
 
-    def __init__(self, masked: MaskedModel) -> None:
+    def __init__(self, masked: MaskedModel, gradients: bool) -> None:
         super().__init__()
-        self.masked = masked
+        self.masked, self.gradients = masked, gradients
         self.naming = Naming(masked._leaves)
         self.fired: set[int] = set()
 
@@ -290,6 +297,11 @@ class _Interception(TorchFunctionMode):
             raise SiteError(
                 f"a ReLU fired at {calling_line()} ({name}) that was not there when the sites were found: the forward "
                 "pass depends on its data or mode; make it the same every time"
+            )
+        if self.gradients and not torch.is_grad_enabled():
+            raise SiteError(
+                f"the ReLU at {calling_line()} ({name}) runs without gradients while the network is trained; is that "
+                "activation checkpointing? switch it off: its second pass would not be masked"
             )
         self.fired.add(index)
         site = masked.sites[name]
@@ -311,4 +323,6 @@ def attach(model: nn.Module, sites: Sites, surrogate: Surrogate | None = None) -
         sites: from :func:`reluctant.find_sites` on the same model.
         surrogate: what runs where a ReLU will be dropped; identity if not given.
     """
+    if isinstance(model, MaskedModel):
+        raise SiteError("the network is masked already; take its dense original, or with_mask(...) for another mask")
     return MaskedModel(model, sites, surrogate or Identity())

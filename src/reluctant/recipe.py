@@ -22,11 +22,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from reluctant.budget import Budget
 from reluctant.errors import UsageError
 from reluctant.methods import METHODS
-from reluctant.methods.base import Method, as_type_of
+from reluctant.methods.base import Method
 from reluctant.registry import unknown
 from reluctant.training import FINETUNE, Training
+from reluctant.units import as_type_of
+
+#: What every generator of random numbers on the way can be started from.
+SEEDS = 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,12 @@ class Recipe:
     budget: str | None = None
     note: str | None = None
     finetune: Training = FINETUNE
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < SEEDS:
+            raise UsageError(f"seed is {self.seed!r}, expected a whole number from 0 to {SEEDS - 1:,}")
+        if self.budget is not None:
+            Budget.parse(self.budget)
 
     def to_json(self) -> dict[str, Any]:
         """Return every setting as a JSON object."""
@@ -76,11 +87,14 @@ class Recipe:
                 raise UsageError(f"the recipe names no {key}")
         for key, default in (("training", Training()), ("finetune", FINETUNE)):
             settings[key] = _training(settings.get(key, {}), default, key)
-        if isinstance(settings.get("method"), str):
-            settings["method"] = {"name": settings["method"]}
         if settings.get("method") is not None:
-            method = settings["method"]
-            settings["method"] = METHODS[str(method.get("name", ""))].from_json(method)
+            settings["method"] = _method(settings["method"])
+        if isinstance(settings.get("budget"), int) and not isinstance(settings["budget"], bool):
+            settings["budget"] = str(settings["budget"])
+        for key in ("task", "model", "budget", "note"):
+            text, optional = settings.get(key), key in ("budget", "note")
+            if not (isinstance(text, str) or (optional and text is None)):
+                raise UsageError(f"{key} is {text!r}, expected text")
         settings["seed"] = as_type_of(0, settings.get("seed", 0), "seed")
         return cls(**settings)
 
@@ -123,27 +137,30 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the recipe {path}: {error}") from error
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the values of ``over``, table by table."""
+    """Return ``base`` with the values of ``over``, table by table; a name under a table is its ``name``."""
     result = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merge(result[key], value) if both else value
+        under = result.get(key)
+        if isinstance(value, Mapping) and isinstance(under, Mapping | str):
+            result[key] = merge({"name": under} if isinstance(under, str) else under, value)
+        else:
+            result[key] = value
     return result
 
 
 def nested(assignments: list[str]) -> dict[str, Any]:
-    """Return ``["method.lr=0.1", "seed=3"]`` as ``{"method": {"lr": "0.1"}, "seed": "3"}``.
+    """Return ``["method.lr=0.1", "seed=3"]`` as ``{"method": {"lr": "0.1"}, "seed": "3"}``, whatever their order.
 
     Raises:
         UsageError: an assignment without ``=``.
     """
     result: dict[str, Any] = {}
-    for assignment in assignments:
+    for assignment in sorted(assignments, key=lambda text: text.partition("=")[0].count(".")):
         path, equals, value = assignment.partition("=")
         if not equals:
             raise UsageError(f"setting {assignment!r} has no value; write key=value, for instance finetune.epochs=10")
@@ -154,9 +171,26 @@ def nested(assignments: list[str]) -> dict[str, Any]:
     return result
 
 
-def _training(value: Mapping[str, Any], default: Training, where: str) -> Training:
+def _method(value: Any) -> Method:
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        raise UsageError(f"method is {value!r}, expected a name ({', '.join(METHODS)}) or a table with one")
+    if "name" not in value:
+        raise UsageError(f"the method's settings name no method; add one of {', '.join(METHODS)}: --method snl")
+    method: Method = METHODS[str(value["name"])].from_json(value)
+    return method
+
+
+def _training(value: Any, default: Training, where: str) -> Training:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where} is {value!r}, expected a table of settings such as epochs = {default.epochs}")
     known = {field.name: getattr(default, field.name) for field in fields(Training)}
     for key in value:
         if key not in known:
             raise unknown(f"{where} setting", key, list(known))
-    return replace(default, **{key: as_type_of(known[key], item, f"{where}.{key}") for key, item in value.items()})
+    settings = {key: as_type_of(known[key], item, f"{where}.{key}") for key, item in value.items()}
+    try:
+        return replace(default, **settings)
+    except UsageError as error:
+        raise UsageError(f"{where}: {str(error).removeprefix('training: ')}") from error

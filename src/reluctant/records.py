@@ -84,12 +84,15 @@ class SiteCost(TypedDict):
 class NetworkCost(TypedDict):
     """What private inference cost with one network: all images, both directions together, set-up apart.
 
-    ``argmax_equal_twin`` counts the images whose answer is the one of the fixed-point twin.
+    ``argmax_equal_twin`` counts the images whose answer is the one of the fixed-point twin, ``argmax_equal_float``
+    those whose answer is that of the network in float32.
     """
 
     images: int
     argmax_equal_twin: int
     max_abs_error_twin: float
+    argmax_equal_float: NotRequired[int]
+    max_abs_error_float: NotRequired[float]
     comparisons: int
     bytes: int
     messages: int

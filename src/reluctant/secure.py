@@ -15,7 +15,7 @@ from reluctant.errors import ShapeError, UsageError
 from reluctant.masked import MaskedModel, attach
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
-from reluctant.sites import find_sites
+from reluctant.sites import evaluating, find_sites
 from reluctant.task import Progress, silent
 from reluctant.training import logits
 
@@ -109,8 +109,8 @@ def secure_run(
     array = np.ascontiguousarray(images.numpy(), dtype=np.float32)
     run = chosen.run(program, array, batch=batch, progress=progress)
     twin = run.outputs if chosen.name == "twin" else twin_outputs(program, array, progress=progress)
-    with torch.no_grad():
-        floats = logits(masked.eval()(images)).numpy()
+    with torch.no_grad(), evaluating(masked):
+        floats = logits(masked(images.clone())).numpy()
     return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model)
 
 

@@ -58,26 +58,17 @@ _OTHER: dict[Callable[..., Any], str] = {
     F.max_pool3d: "max_pool3d",
     F.adaptive_max_pool2d: "adaptive_max_pool2d",
 }
-for _name in (
-    "sigmoid",
-    "tanh",
-    "maximum",
-    "minimum",
-    "abs",
-    "sign",
-    "where",
-    "gt",
-    "lt",
-    "ge",
-    "le",
-    "softmax",
-    "exp",
-):
-    for _owner in (torch, Tensor):
-        if hasattr(_owner, _name):
-            _OTHER[getattr(_owner, _name)] = _name
+_SPELLED = ("sigmoid", "tanh", "maximum", "minimum", "fmax", "fmin", "abs", "sign", "where", "gt", "lt", "ge", "le")
+for _name in (*_SPELLED, "softmax", "exp"):
+    for _spelling in (_name, f"{_name}_"):
+        for _owner in (torch, Tensor):
+            if hasattr(_owner, _spelling):
+                _OTHER[getattr(_owner, _spelling)] = _name
 for _name in ("max_pool1d", "max_pool2d", "max_pool3d", "prelu", "celu", "selu", "threshold"):
     _OTHER[getattr(torch, _name)] = _name
+
+#: Images in the batch that sites are found with; two, so that a dimension that is not the batch shows.
+BATCH = 2
 
 _HERE = Path(__file__).parent
 _MACHINERY = (Path(torch.__file__).parent, Path(jaxtyping.__file__).parent)
@@ -203,6 +194,8 @@ class Call:
         if func in _CLAMP_MIN:
             bound = args[1] if len(args) > 1 else kwargs.get("min")
             return cls("relu" if _is_zero(bound) else "clamp", args[0] if args else kwargs["input"], _CLAMP_MIN[func])
+        if func in (torch.max, torch.min, Tensor.max, Tensor.min) and len(args) > 1 and isinstance(args[1], Tensor):
+            return cls("maximum" if "max" in func.__name__ else "minimum", args[0], False)
         if func is F.hardtanh:
             bounds = dict(zip(("min_val", "max_val"), args[1:], strict=False)) | dict(kwargs)
             kind = "relu6" if (bounds.get("min_val"), bounds.get("max_val")) == (0, 6) else "hardtanh"
@@ -303,6 +296,11 @@ class _Finder(TorchFunctionMode):
                 f"the ReLU at {line} (in {owner or 'the model'}) runs without gradients, inside torch.no_grad or an "
                 "autograd.Function; a linearized one could not be trained: call the ReLU outside of it"
             )
+        if call.input.dim() < 2 or len(call.input) != BATCH:
+            raise SiteError(
+                f"the ReLU at {line} (in {owner or 'the model'}) has an input of shape {tuple(call.input.shape)} for a "
+                f"batch of {BATCH}: its first dimension must be the image, or ReLUs an image cannot be counted"
+            )
         self.sites.append(ActivationSite(name, owner, shape, len(self.sites), line, call.inplace))
         return func(*args, **kwargs)
 
@@ -338,8 +336,24 @@ def calling_line() -> str:
     return "?"
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of ``model``.
+
+    Raises:
+        SiteError: it holds what cannot be copied, with torch's reason.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SiteError(
+            f"the network cannot be copied: {reason}; do not keep activations on the module, and use "
+            "torch.nn.utils.parametrizations in place of the older weight_norm"
+        ) from error
+
+
 @contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode while inside; every module's own mode back on exit."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -353,8 +367,8 @@ def _as_found(model: nn.Module) -> Iterator[None]:
 def find_sites(model: nn.Module, example: Tensor) -> Sites:
     """Return every ReLU call of ``model`` on ``example``, as sites, and the other non-linear calls beside them.
 
-    The model is run once in evaluation mode and is left as it was. A hand-made ReLU (``x * (x > 0)``) is no site; its
-    comparison is listed in ``other``.
+    A copy of the model is run once, in evaluation mode, on the example twice over. A hand-made ReLU, ``x * (x > 0)``,
+    is no site; its comparison is listed in ``other``.
 
     Args:
         model: any network; compiled and scripted ones are refused.
@@ -365,23 +379,21 @@ def find_sites(model: nn.Module, example: Tensor) -> Sites:
             none.
     """
     _refuse_opaque(model)
-    stack = OwnerStack()
+    model, stack = copied(model), OwnerStack()
+    images = torch.cat([example[:1]] * BATCH)
     finder, computed = _Finder(stack, Naming(activation_modules(model))), _Computed()
     device = next((p.device for p in model.parameters()), example.device)
-    handles = stack.watch(model)
+    stack.watch(model)
     try:
-        with _as_found(model), torch.enable_grad(), computed, finder:
-            model(example.to(device))
+        with evaluating(model), torch.enable_grad(), computed, finder:
+            model(images.to(device))
     except SiteError:
         raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise SiteError(
-            f"the model does not run on an input of shape {tuple(example.shape)}: {type(error).__name__}: {reason}"
+            f"the model does not run on a batch of shape {tuple(images.shape)}: {type(error).__name__}: {reason}"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     if computed.count != len(finder.sites):
         raise SiteError(
             f"the model computes {computed.count} ReLUs on its example but only {len(finder.sites)} can be seen from "

@@ -13,6 +13,7 @@ density and ``Phi`` its distribution function at u/s,
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -20,8 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reluctant.errors import UsageError
+from reluctant.errors import UnknownName, UsageError
 from reluctant.registry import unknown
+from reluctant.units import as_type_of, check_number
 
 #: How a coefficient is stored: fixed at 0, fixed at 1, or trained with one value a channel or an element.
 Term = Literal["zero", "one", "channel", "element"]
@@ -151,8 +153,7 @@ class Quadratic(Surrogate):
     scale: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
-            raise UsageError(f"quadratic surrogate: scale is {self.scale}, expected a number above zero")
+        check_number(self.scale, "quadratic surrogate: scale")
 
     @property
     def scales(self) -> tuple[float, float, float]:
@@ -165,18 +166,29 @@ class Quadratic(Surrogate):
 SURROGATES: dict[str, type[Surrogate]] = {s.name: s for s in (Identity, Shift, Constant, Affine, Quadratic)}
 
 
-def surrogate_from_json(value: Any) -> Surrogate:
+def surrogate_from_json(value: Any, default: Surrogate | None = None) -> Surrogate:
     """Return the surrogate written by :meth:`Surrogate.to_json`, or named by a bare string.
+
+    Args:
+        default: what settings without a name are settings of; what they leave out is as it is there.
 
     Raises:
         UnknownName: no such surrogate or setting.
+        UsageError: neither a name nor a table, or a setting of another type than its default, or out of its range.
     """
-    settings = {"name": value} if isinstance(value, str) else dict(value)
+    if not isinstance(value, str | Mapping):
+        raise UsageError(f"surrogate is {value!r}, expected a name ({', '.join(SURROGATES)}) or a table with a name")
+    settings: dict[str, Any] = {"name": value} if isinstance(value, str) else dict(value)
+    if default is not None and "name" not in settings:
+        settings = {**default.to_json(), **settings}
     name = str(settings.pop("name", ""))
     if name not in SURROGATES:
         raise unknown("surrogate", name, list(SURROGATES))
-    known = [f.name for f in fields(SURROGATES[name])]
-    for key in settings:
+    known = {field.name: field.default for field in fields(SURROGATES[name])}
+    for key, item in settings.items():
+        if not known:
+            raise UnknownName(f"surrogate {name} has no settings, so no {key!r}; name the surrogate that is meant")
         if key not in known:
-            raise unknown(f"setting of surrogate {name}", key, known)
+            raise unknown(f"setting of surrogate {name}", key, list(known))
+        settings[key] = as_type_of(known[key], item, f"{name} surrogate: {key}")
     return SURROGATES[name](**settings)

@@ -3,11 +3,13 @@
 :func:`evaluate` is the only reader of the test split's labels. Everything that trains selects on the validation split.
 """
 
-import copy
 import logging
 import math
+import os
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,10 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from reluctant.errors import UsageError
+from reluctant.errors import ReluctantError, UsageError
 from reluctant.loop import Counters, Loop
 from reluctant.masked import MaskedModel
+from reluctant.sites import copied, evaluating
 from reluctant.task import Progress, Split, Task, silent
+from reluctant.units import check_number
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -60,11 +64,12 @@ class Training:
     distil: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "lr", "temperature"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"training: {name} is {getattr(self, name)}, expected a value above zero")
+        above_zero = ("epochs", "batch", "lr", "temperature")
+        for name, default in {setting.name: setting.default for setting in fields(self)}.items():
+            zero, whole = name not in above_zero, isinstance(default, int)
+            check_number(getattr(self, name), f"training: {name}", whole=whole, zero=zero)
         for name in ("momentum", "warmup", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
+            if not getattr(self, name) < 1:
                 raise UsageError(f"training: {name} is {getattr(self, name)}, expected a value from 0 to under 1")
 
 
@@ -97,16 +102,25 @@ def make_fabric(*, device: str = "auto", precision: Precision = "auto", input_sh
 
     Args:
         device: ``auto``, ``cpu``, ``cuda``; ``cuda:2`` for two of them and ``cpu:2`` for two processes (DDP).
+
+    Raises:
+        UsageError: no such device, or not so many of them.
     """
     import lightning_fabric
 
-    accelerator, _, devices = device.partition(":")
+    accelerator, colon, devices = device.partition(":")
     if accelerator not in ("auto", "cpu", "cuda"):
         raise UsageError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:<how many>")
+    if colon and not re.fullmatch("[1-9][0-9]{0,3}", devices):
+        raise UsageError(f"device {device!r} says no number of them; expected for instance {accelerator}:2")
     cuda = torch.cuda.is_available()
     if accelerator == "cuda" and not cuda:
         raise UsageError("device cuda was asked for, but torch finds none; use --device cpu")
     on_gpu = accelerator != "cpu" and cuda
+    if on_gpu and int(devices or 1) > torch.cuda.device_count():
+        raise UsageError(f"device {device!r} was asked for, but torch finds {torch.cuda.device_count()} here")
+    if not on_gpu and int(devices or 1) > (os.cpu_count() or 1):
+        raise UsageError(f"device {device!r} asks for more processes than the {os.cpu_count()} cores there are")
     if precision == "auto":
         pays = on_gpu or (math.prod(input_shape[-2:]) >= 1024 and torch.cpu._is_avx512_bf16_supported())
         precision = "bf16-mixed" if pays else "32-true"
@@ -118,8 +132,8 @@ def make_fabric(*, device: str = "auto", precision: Precision = "auto", input_sh
     return fabric
 
 
-def logits(output: Any) -> Float[Tensor, "B K"]:
-    """Return the class scores in what a network returned: the tensor itself, or the first of several outputs."""
+def logits(output: Any) -> Tensor:
+    """Return the class scores ``[B, K]`` in what a network returned: the tensor itself, or the first of several."""
     while not isinstance(output, Tensor):
         output = next(iter(output.values())) if isinstance(output, dict) else output[0]
     return output
@@ -127,12 +141,12 @@ def logits(output: Any) -> Float[Tensor, "B K"]:
 
 def frozen(model: nn.Module, fabric: "Fabric") -> Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B K"]]:
     """Return a teacher: a copy of ``model`` in evaluation mode that gives class scores without gradients."""
-    teacher = copy.deepcopy(model).to(fabric.device).eval().requires_grad_(False)
+    teacher = copied(model).to(fabric.device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def scores(images: Tensor) -> Tensor:
         with fabric.autocast():
-            return logits(teacher(images)).float()
+            return logits(teacher(images.clone())).float()  # a network may overwrite its input
 
     return scores
 
@@ -166,6 +180,33 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def check_network(model: nn.Module, task: Task) -> None:
+    """Raise unless ``model`` gives class scores for images of ``task`` and can be saved.
+
+    Raises:
+        SiteError: it cannot be copied.
+        UsageError: its first output is no tensor ``[B, K]`` with a score for each class, or its state holds more than
+            tensors.
+    """
+    network = copied(model).cpu()
+    with torch.no_grad(), evaluating(network):
+        try:
+            output: Any = logits(network(torch.cat([task.example] * 2)))
+        except ReluctantError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UsageError(f"the network gives no class scores for a batch of 2 images: {reason}") from error
+    if output.dim() != 2 or len(output) != 2 or output.shape[1] < len(task.classes):
+        raise UsageError(
+            f"the network gives an output of shape {tuple(output.shape)} for 2 images, expected "
+            f"(2, {len(task.classes)}): a score for each class of {task.name}"
+        )
+    strange = [name for name, value in network.state_dict().items() if not isinstance(value, Tensor)]
+    if strange:
+        raise UsageError(f"the network's state holds {strange[0]}, which is no tensor, so it cannot be saved safely")
+
+
 def fit(
     model: nn.Module,
     task: Task,
@@ -186,7 +227,8 @@ def fit(
     """
     training = training or Training()
     fabric = fabric or make_fabric(input_shape=task.input_shape)
-    student = copy.deepcopy(model).to(fabric.device)
+    check_network(model, task)
+    student = copied(model).to(fabric.device)
     torch.manual_seed(seed)
     optimizer = torch.optim.SGD(
         parameter_groups(student, training.weight_decay), training.lr, training.momentum, nesterov=training.momentum > 0
@@ -211,10 +253,11 @@ def fit(
     for step in loop:
         network.train()
         set_rate(optimizer, training.lr * rate(step.done, training.warmup))
+        target = None if scores is None else scores(step.images)
         output = logits(network(step.images))
         loss = F.cross_entropy(output, step.labels, label_smoothing=training.label_smoothing)
-        if scores is not None:
-            loss = loss + training.distil * distillation(output, scores(step.images), training.temperature)
+        if target is not None:
+            loss = loss + training.distil * distillation(output, target, training.temperature)
         loop.take(loss, optimizer, clip=(student, training.clip) if training.clip else None)
         if average is not None:
             average.update_parameters(student)
@@ -266,13 +309,10 @@ def finetune(
 @torch.no_grad()
 def share_correct(model: nn.Module, split: Split, fabric: "Fabric", *, batch: int = 500) -> float:
     """Return the share of ``split`` that ``model`` gets right, in evaluation mode and training precision."""
-    training = model.training
-    model.eval()
     correct = torch.zeros((), dtype=torch.long, device=fabric.device)
-    with fabric.autocast():
+    with fabric.autocast(), evaluating(model):
         for images, labels in split.to(fabric.device).batches(batch):
             correct += (logits(model(images)).argmax(1) == labels).sum()
-    model.train(training)
     return int(correct) / len(split)
 
 
@@ -290,15 +330,10 @@ def evaluate(model: nn.Module | Predictor, task: Task, split: str = "test", *, b
     if split not in ("val", "test"):
         raise UsageError(f"unknown split {split!r}; expected val or test")
     part: Split = getattr(task, split)
-    device = torch.device("cpu")
-    if isinstance(model, nn.Module):
-        device = next((p.device for p in model.parameters()), device)
-        training = model.training
-        model.eval()
-    correct = 0
-    for images, labels in part.batches(batch):
-        correct += int((logits(model(images.to(device))).argmax(1).cpu() == labels).sum())
-    if isinstance(model, nn.Module):
-        model.train(training)
     network = model if isinstance(model, nn.Module) else None
+    device = next((p.device for p in network.parameters()), torch.device("cpu")) if network else torch.device("cpu")
+    correct = 0
+    with nullcontext() if network is None else evaluating(network):
+        for images, labels in part.batches(batch):
+            correct += int((logits(model(images.to(device))).argmax(1).cpu() == labels).sum())
     return Evaluation(task.name, split, correct, len(part), task.input_shape, network)

@@ -1,14 +1,20 @@
-"""Quantities as people write them: 50k, 10%, 250ms, 40MB. The one place that parses and prints them."""
+"""Quantities as people write them: 50k, 10%, 250ms, 40MB; and settings. The one place that parses and prints them."""
 
+import math
 import re
+import sys
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 
 from reluctant.errors import BudgetError, UsageError
 
-_COUNT = {"": 1.0, "k": 1e3, "m": 1e6}
+_COUNT = {"": 1, "k": 10**3, "m": 10**6}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 _FORM = "write ReLUs (50k, 12900), a share of them (10%), a time (250ms@cheetah/wan) or bytes (40MB@cheetah)"
+#: Digits, in groups of three if at all in groups; a point is the only decimal mark.
+_NUMBER = r"(?:[0-9]{1,3}(?:[,_][0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ def parse_quantity(text: str) -> Quantity:
     """Return the quantity that ``text`` names; ``where`` is what stands behind an @ (``cheetah/wan``).
 
     Raises:
-        BudgetError: no number, a unit that is not known, or a value that is not above zero.
+        BudgetError: no number, a unit that is not known, a value that is not above zero or not finite, or an @ behind
+            what costs the same everywhere.
 
     Example:
         >>> parse_quantity("12.9k")
@@ -32,25 +39,32 @@ def parse_quantity(text: str) -> Quantity:
         >>> parse_quantity("250ms@cheetah/wan")
         Quantity(value=0.25, unit='seconds', where='cheetah/wan')
     """
-    amount, _, where = text.strip().partition("@")
-    match = re.fullmatch(
-        r"([+-]?[0-9][0-9_,]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?|[+-]?\.[0-9]+)\s*([a-zA-Z%]*)", amount.strip()
-    )
+    amount, at, where = text.strip().partition("@")
+    match = re.fullmatch(rf"([+-]?(?:{_NUMBER})(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z%]*)", amount.strip())
     if match is None:
-        raise BudgetError(f"budget {text!r} is not a number with a unit; {_FORM}")
-    value, unit = float(match[1].replace(",", "").replace("_", "")), match[2].lower()
+        hint = " (a comma only parts groups of three digits)" if "," in amount else ""
+        raise BudgetError(f"budget {text!r} is not a number with a unit{hint}; {_FORM}")
+    number, unit = match[1].replace(",", "").replace("_", ""), match[2].lower()
+    if not float(number) > 0:
+        raise BudgetError(f"budget {text!r} must be above zero; {_FORM}")
+    if float(number) > 1e100:
+        raise BudgetError(f"budget {text!r} is too large to be one; {_FORM}")
     if unit == "%":
-        quantity = Quantity(value / 100, "share", where)
+        quantity = Quantity(float(Decimal(number) / 100), "share", where)
     elif unit in _COUNT:
-        quantity = Quantity(value * _COUNT[unit], "relus", where)
+        quantity = Quantity(float(Decimal(number) * _COUNT[unit]), "relus", where)
     elif unit in _SECONDS:
-        quantity = Quantity(value * _SECONDS[unit], "seconds", where)
+        quantity = Quantity(float(number) * _SECONDS[unit], "seconds", where)
     elif unit in _BYTES:
-        quantity = Quantity(value * _BYTES[unit], "bytes", where)
+        quantity = Quantity(float(number) * _BYTES[unit], "bytes", where)
     else:
         raise BudgetError(f"budget {text!r} has the unknown unit {match[2]!r}; {_FORM}")
-    if not quantity.value > 0:
-        raise BudgetError(f"budget {text!r} must be above zero; {_FORM}")
+    if at and quantity.unit in ("share", "relus"):
+        raise BudgetError(
+            f"budget {text!r} counts ReLUs, which are as many everywhere: leave out {at + where!r}; {_FORM}"
+        )
+    if at and not where:
+        raise BudgetError(f"budget {text!r} names nothing behind the @; {_FORM}")
     return quantity
 
 
@@ -78,9 +92,47 @@ def parse_duration(text: str) -> float:
 def _measure(text: str, units: dict[str, float], what: str, example: str) -> float:
     match = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*([a-zA-Z]+)", text.strip())
     value = float(match[1]) * units.get(match[2].lower(), 0.0) if match else 0.0
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise UsageError(f"{what} {text!r} is not a number above zero with a unit ({', '.join(units)}): {example}")
     return value
+
+
+def as_type_of(default: Any, value: Any, where: str) -> Any:
+    """Return ``value`` (perhaps a string off the command line) in the type of ``default``.
+
+    Raises:
+        UsageError: it is nothing of that type, or a number that is not finite.
+    """
+    flag = isinstance(value, bool)
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[str(value).lower()]
+        if isinstance(default, int) and not flag and (isinstance(value, int) or float(value) == int(float(value))):
+            return value if isinstance(value, int) else int(float(value))
+        if isinstance(default, float) and not flag and math.isfinite(float(value)):
+            return float(value)
+        if isinstance(default, str) and isinstance(value, str):
+            return value
+    except (KeyError, ValueError, TypeError, OverflowError):
+        pass
+    raise UsageError(f"{where} is {value!r}, expected a {type(default).__name__} such as {default!r}")
+
+
+def check_number(value: Any, where: str, *, whole: bool = False, zero: bool = False, negative: bool = False) -> None:
+    """Refuse what is no finite number above zero.
+
+    Args:
+        whole: it must be a whole number, of at most 31 bits.
+        zero, negative: it may be zero, or zero and anything below.
+
+    Raises:
+        UsageError: named ``where``.
+    """
+    kind, most = ("whole number", 2**31 - 1) if whole else ("finite number", sys.float_info.max)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not abs(value) <= most:
+        raise UsageError(f"{where} is {value!r}, expected a {kind}{f' of at most {most:,}' if whole else ''}")
+    if not (negative or value > 0 or (zero and value == 0)):
+        raise UsageError(f"{where} is {value!r}, expected a value {'of zero or more' if zero else 'above zero'}")
 
 
 def format_bytes(count: float) -> str:

@@ -1,7 +1,9 @@
 """What every method promises, whatever it does inside."""
 
 import json
+import math
 import re
+from dataclasses import fields
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from reluctant.masked import MaskedModel, attach
 from reluctant.methods import METHODS
 from reluctant.methods.base import MaskMethod, Method
 from reluctant.sites import find_sites
+from reluctant.surrogates import Quadratic
 from reluctant.task import Job, Task
 from reluctant.training import evaluate
 
@@ -87,6 +90,37 @@ def test_unknown_settings_are_refused_with_the_nearest(name):
     for key in numbers:
         with pytest.raises(UsageError, match=f"{name}.{key} is 'many', expected a int"):
             METHODS[name].from_json({key: "many"})
+
+
+def test_settings_that_no_search_can_run_with_are_refused(name, few_digits, trained, make_job):
+    cls = METHODS[name]
+    masked = attach(trained, find_sites(trained, few_digits.example))
+    job = make_job(masked, few_digits, 0.1)
+    numbers = {f.name: f.default for f in fields(cls) if type(f.default) in (int, float)}
+    assert set(cls.may_be_negative) <= set(numbers)
+    for key, default in numbers.items():
+        values = [] if key in cls.may_be_negative else [-1]
+        values += [] if key in (*cls.may_be_zero, *cls.may_be_negative) else [0]
+        values += [] if isinstance(default, int) else [math.inf, math.nan]
+        for value in [*values, math.inf, math.nan, "inf", True]:
+            with pytest.raises(UsageError, match=f"^{name}.{key} is .*expected a"):
+                cls.from_json({key: value})
+        for value in values:
+            with pytest.raises(UsageError, match=f"^{name}.{key} is .*expected a"):
+                cls(**{key: value}).run(masked, job)
+        if key in cls.may_be_zero:
+            assert cls.from_json({key: "0"}).to_json()[key] == type(default)(0)
+
+
+def test_a_surrogates_settings_come_as_text_off_the_command_line(name):
+    named = METHODS[name].from_json({"surrogate": {"name": "quadratic", "scale": "0.2"}})
+    assert named.surrogate == Quadratic(scale=0.2)
+    default = METHODS[name]().surrogate
+    if isinstance(default, Quadratic):
+        assert METHODS[name].from_json({"surrogate": {"scale": "0.2"}}).surrogate == Quadratic(scale=0.2)
+    else:
+        with pytest.raises(UsageError, match="scale"):
+            METHODS[name].from_json({"surrogate": {"scale": "0.2"}})
 
 
 def test_a_job_has_no_test_split(name, few_digits, trained, make_job):

@@ -1,5 +1,10 @@
 """AutoReP's own properties: hysteresis, the softplus gradient, the one-sided penalty, the refresh of coefficients."""
 
+import copy
+import json
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +15,7 @@ from reluctant.masked import attach
 from reluctant.methods.autorep import AutoReP, HardGate, Indicator, hysteresis
 from reluctant.sites import find_sites
 from reluctant.surrogates import Quadratic, quadratic_fit
+from reluctant.training import distillation
 
 
 def gate(auxiliary, surrogate=None):
@@ -80,10 +86,10 @@ def test_refreshed_coefficients_are_the_fit_or_what_the_released_code_does():
     g = gate(torch.ones(2, 3, 3), Quadratic())
     g.mean.copy_(torch.tensor([0.2, -1.0]))
     g.variance.copy_(torch.tensor([4.0, 0.1]))
-    AutoReP().refresh(g)
+    AutoReP(coefficients="exact").refresh(g)
     c0, c1, c2 = quadratic_fit(g.mean, g.variance.sqrt())
-    torch.testing.assert_close(g.activation.c2.flatten(), c2)
-    torch.testing.assert_close(g.activation.c0.flatten(), c0)
+    for coefficient, fitted in zip(g.activation.coefficients(), (c0, c1, c2), strict=True):
+        torch.testing.assert_close(coefficient.flatten(), fitted)
     AutoReP(coefficients="released").refresh(g)
     c0, c1, c2 = quadratic_fit(g.mean, torch.tensor([4.0, 0.5]))
     torch.testing.assert_close(g.activation.c0.flatten(), c0 / 5)
@@ -99,6 +105,51 @@ def test_coefficients_are_refreshed_every_tenth_step_up_to_the_last(trained, few
     monkeypatch.setattr(AutoReP, "refresh", lambda self, gate: refreshed.append(gate.activation.site.name))
     AutoReP(search_epochs=8, batch=64, refresh_until=20).search(masked, make_job(masked, few_digits, 0.5))
     assert refreshed.count("relu") == 2
+
+
+def by_hand(network, activation, job, autorep):
+    """The search before the first refresh, with nothing around it; returns what it trained and the count an epoch."""
+    network = copy.deepcopy(network).train()
+    w = nn.Parameter(torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(job.seed)))
+    c0, c1, c2 = (nn.Parameter(c.detach().clone()) for c in (activation.c0, activation.c1, activation.c2))
+    optimizer = torch.optim.Adam([{"params": [*network.parameters(), c0, c1, c2]}, {"params": [w]}])
+    kept, counts, steps = torch.ones(4, 8, 8, dtype=torch.bool), [], job.train.steps(autorep.batch)
+    for epoch in range(autorep.search_epochs):
+        for index, (images, labels) in enumerate(job.train.epoch(autorep.batch, (job.seed, epoch), job.augmentation)):
+            done = (epoch + index / steps) / autorep.search_epochs
+            share = autorep.lr_end + (1 - autorep.lr_end) * (1 + math.cos(math.pi * done)) / 2
+            for group, lr in zip(optimizer.param_groups, (autorep.lr, autorep.mask_lr), strict=True):
+                group["lr"] = share * lr
+            kept = hysteresis(kept, w.detach(), autorep.threshold)
+            m = kept + F.softplus(w.detach()) * (w - w.detach())
+            z = network[:2](images)
+            output = network[3:](m * z.relu() + (1 - m) * (c0 + c1 * z + autorep.surrogate.scale * c2 * z**2))
+            with torch.no_grad():
+                scores = job.teacher(images)
+            loss = F.cross_entropy(output, labels) + autorep.distil * distillation(output, scores, autorep.temperature)
+            optimizer.zero_grad()
+            (loss + autorep.penalty * F.relu(m.sum() - job.limit) / m.numel()).backward()
+            optimizer.step()
+        counts.append(int(kept.sum()))
+    return network, w.detach(), (c0, c1, c2), counts
+
+
+def test_the_search_is_the_one_by_hand(tiny, trained, few_digits, make_job, tmp_path):
+    autorep = AutoReP(search_epochs=2, batch=64, lr=0.01, mask_lr=0.05, lr_end=0.1)
+    masked = attach(tiny, find_sites(tiny, few_digits.example), autorep.surrogate)
+    (activation,) = masked.masked()
+    job = replace(make_job(masked, few_digits, 0.9), teacher=trained, directory=tmp_path)
+    network, w, coefficients, counts = by_hand(tiny, activation, job, autorep)
+    assert 256 > counts[0] > counts[1]
+
+    (keep,) = autorep.search(masked, job).values()
+    assert w[keep].min() > w[~keep].max() - 1e-4
+    for name, value in masked.model.state_dict().items():
+        torch.testing.assert_close(value, network.state_dict()[name], atol=1e-4, rtol=1e-4)
+    for value, expected in zip((activation.c0, activation.c1, activation.c2), coefficients, strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
+    lines = [json.loads(line) for line in (tmp_path / "search.metrics.jsonl").read_text().splitlines()]
+    assert [line["kept"] for line in lines] == counts
 
 
 def test_adam_brings_the_count_to_the_budget_and_holds_it():

@@ -1,15 +1,19 @@
 """SNL's own properties: how fast a gate can fall, when the penalty grows, what counts as kept, the projection."""
 
+import copy
+import json
 import logging
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from reluctant.masked import BlendedReLU, attach
 from reluctant.methods.snl import SNL, SoftGate
 from reluctant.sites import find_sites
+from reluctant.training import distillation
 
 
 def test_without_a_task_gradient_no_gate_is_dropped_before_step_990():
@@ -67,3 +71,43 @@ def test_a_budget_it_cannot_reach_is_projected_and_said(trained, few_digits, mak
         mask = SNL(max_epochs=1, batch=128).search(masked, job)
     assert mask.kept == int(0.1 * masked.sites.total)
     assert f"{masked.sites.total - mask.kept} more gates were above 0.01" in caplog.text
+
+
+def by_hand(network, job, snl):
+    """The search with nothing around it; returns the trained network, its gates, and what was noted of each epoch."""
+    network, alpha = copy.deepcopy(network).train(), nn.Parameter(torch.ones(4, 8, 8))
+    groups = [{"params": network.parameters(), "lr": snl.lr}, {"params": [alpha], "lr": snl.gate_lr}]
+    optimizer, penalty, low, noted = torch.optim.Adam(groups), snl.penalty, alpha.numel(), []
+    for epoch in range(snl.max_epochs):
+        for images, labels in job.train.epoch(snl.batch, (job.seed, epoch), job.augmentation):
+            z = network[:2](images)
+            output = network[3:](alpha * z.relu() + (1 - alpha) * z)
+            with torch.no_grad():
+                scores = job.teacher(images)
+            loss = F.cross_entropy(output, labels) + snl.distil * distillation(output, scores, snl.temperature)
+            optimizer.zero_grad()
+            (loss + penalty * alpha.abs().sum()).backward()
+            optimizer.step()
+        kept = int((alpha > snl.threshold).sum())
+        noted.append((kept, penalty))
+        if epoch >= snl.patience and kept >= low:
+            penalty *= snl.growth
+        low = min(low, kept)
+    return network, alpha.detach(), noted
+
+
+def test_the_search_is_the_one_by_hand(tiny, trained, few_digits, make_job, tmp_path):
+    masked = attach(tiny, find_sites(tiny, few_digits.example))
+    job = replace(make_job(masked, few_digits, 0.05), teacher=trained, directory=tmp_path)
+    snl = SNL(gate_lr=0.1, penalty=0.0003, growth=1.5, patience=0, threshold=0.95, max_epochs=4, batch=64)
+    network, alpha, noted = by_hand(tiny, job, snl)
+    kept, penalties = zip(*noted, strict=True)
+    assert 256 > kept[0] < kept[1] > kept[2]
+    assert penalties == pytest.approx([0.0003, 0.0003, 0.00045, 0.00045])
+
+    (keep,) = snl.search(masked, job).values()
+    assert alpha[keep].min() > alpha[~keep].max() - 1e-4
+    for name, value in masked.model.state_dict().items():
+        torch.testing.assert_close(value, network.state_dict()[name], atol=1e-4, rtol=1e-4)
+    lines = [json.loads(line) for line in (tmp_path / "search.metrics.jsonl").read_text().splitlines()]
+    assert [(line["kept"], line["penalty"]) for line in lines] == noted

@@ -6,12 +6,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import SHAPES, cost, keep
 
 from reluctant.errors import UsageError
+from reluctant.linearization import linearize
+from reluctant.methods.random import Random
 from reluctant.records import Record, describe_kept
 from reluctant.report import Report
 from reluctant.report.html import glue
+from reluctant.secure import secure_run
+from reluctant.training import evaluate
 
 Make = Callable[..., Record]
 HOSTILE = '<script>alert("x")</script>&amp;\'${7*7}{{7*7}}$\\frac'
@@ -203,13 +208,21 @@ def test_two_models_have_a_table_each(dense: Make, linearized: Make) -> None:
     assert found.texts.count("vgg16 on digits") == 1
 
 
-def test_anything_with_a_record_can_be_reported(tmp_path: Path, linearized: Make) -> None:
-    class Run:
-        def record(self) -> Record:
-            return linearized("run")
-
-    path = Report([Run(), linearized()]).save(tmp_path / "new" / "report.html")
+def test_evaluations_and_runs_are_reported_as_they_are(tmp_path: Path, trained, few_digits, fabric) -> None:
+    small = linearize(trained, Random(), "10%", few_digits, fabric=fabric)
+    run = secure_run(small, few_digits.images(2), engine="twin")
+    report = Report([evaluate(trained, few_digits), evaluate(small, few_digits), run])
+    path = report.save(tmp_path / "new" / "report.html")
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    (card,) = report.card()
+    assert (card["task"], card["method"], card["relus"]["kept"]) == ("digits", "random", 230)
+    assert card["secure"]["linearized"]["comparisons"] == 460
+    assert card["accuracy"]["dense"] == evaluate(trained, few_digits).accuracy
+
+
+def test_an_evaluation_of_no_network_is_refused(few_digits) -> None:
+    with pytest.raises(UsageError, match="something that is no network"):
+        Report([evaluate(lambda images: torch.zeros(len(images), 10), few_digits)])
 
 
 def test_a_report_of_nothing_is_refused() -> None:

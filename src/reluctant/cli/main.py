@@ -47,7 +47,7 @@ def settings(
 
     Each command prints one line to act on, or with --json its record. Bad input ends with one line and exit code 2.
     """
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
     if threads:
         import torch
 

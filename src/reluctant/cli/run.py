@@ -49,6 +49,8 @@ def run(
     if party is not None:
         _run_alone(party, checkpoint, machine, engine, images, batch, (listen, peer, timeout), task, json)
         return
+    if task is not None:
+        raise UsageError("--task is for a client on its own; a checkpoint knows its task")
     if checkpoint is None:
         raise UsageError("name the checkpoint to run, for instance runs/snl-10")
     with ProgressView(quiet=json) as progress:
@@ -58,7 +60,8 @@ def run(
     show(
         network_cost(done),
         f"{checkpoint}: classes {done.answers}; {done.argmax_equal_twin} of {images} as the twin, "
-        f"{done.argmax_equal_float} as plain torch; {_costs(done.run)} ({done.engine.name}, "
+        f"{done.argmax_equal_float} as plain torch (scores off by at most {done.max_abs_error_float:.1g}); "
+        f"{_costs(done.run)} ({done.engine.name}, "
         f"{done.engine.security.adversary}, {network})",
         json,
     )

@@ -13,6 +13,7 @@ from reluctant.masked import MaskedModel
 from reluctant.registry import unknown
 from reluctant.surrogates import Identity, Surrogate, surrogate_from_json
 from reluctant.task import Job
+from reluctant.units import as_type_of, check_number
 
 Self = TypeVar("Self", bound="Method")
 
@@ -23,11 +24,42 @@ class Method(ABC):
 
     Attributes:
         name: as in the table of methods.
+        may_be_zero: the numbers among the settings that need not be above zero; the usual ones here.
+        may_be_negative: those that may be anything.
         surrogate: what runs where a ReLU is dropped.
     """
 
     name: ClassVar[str]
+    may_be_zero: ClassVar[tuple[str, ...]] = (
+        "penalty",
+        "distil",
+        "threshold",
+        "patience",
+        "lr_end",
+        "refresh_until",
+    )
+    may_be_negative: ClassVar[tuple[str, ...]] = ()
     surrogate: Surrogate = Identity()
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Refuse settings that no search can run with.
+
+        Raises:
+            UsageError: a number that is not finite or not above zero, or a value of the wrong type.
+        """
+        for field in fields(self):
+            value, where = getattr(self, field.name), f"{self.name}.{field.name}"
+            if field.name == "surrogate":
+                if not isinstance(value, Surrogate):
+                    raise UsageError(f"{where} is {value!r}, expected a surrogate such as {field.default!r}")
+            elif isinstance(field.default, int | float) and not isinstance(field.default, bool):
+                zero, negative = field.name in self.may_be_zero, field.name in self.may_be_negative
+                check_number(value, where, whole=isinstance(field.default, int), zero=zero, negative=negative)
+            elif isinstance(field.default, str | bool) and not isinstance(value, type(field.default)):
+                raise UsageError(f"{where} is {value!r}, expected a value such as {field.default!r}")
 
     @abstractmethod
     def run(self, model: MaskedModel, job: Job) -> MaskedModel:
@@ -48,39 +80,25 @@ class Method(ABC):
 
         Raises:
             UnknownName: a setting that the method does not have.
-            UsageError: a value of another type than the setting's default.
+            UsageError: a value of another type than the setting's default, or out of its range.
         """
         settings = {key: item for key, item in value.items() if key != "name"}
-        known = {field.name: field.default for field in fields(cls)}
+        known: dict[str, Any] = {field.name: field.default for field in fields(cls)}
         for key, item in settings.items():
             if key not in known:
                 raise unknown(f"setting of method {cls.name}", key, list(known))
             if key == "surrogate":
-                settings[key] = surrogate_from_json(item)
+                settings[key] = surrogate_from_json(item, known[key])
             else:
                 settings[key] = as_type_of(known[key], item, f"{cls.name}.{key}")
-        return cls(**settings)
+        method = cls(**settings)
+        method.check()  # once more, for a method that replaced __post_init__
+        return method
 
     @classmethod
     def header(cls) -> str:
         """Return the docstring of the method's file: paper, deviations, symbols."""
         return inspect.getdoc(sys.modules[cls.__module__]) or ""
-
-
-def as_type_of(default: Any, value: Any, where: str) -> Any:
-    """Return ``value`` (perhaps a string off the command line) in the type of ``default``."""
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[str(value).lower()]
-        if isinstance(default, int) and float(value) == int(float(value)):
-            return int(float(value))
-        if isinstance(default, float):
-            return float(value)
-        if isinstance(default, str):
-            return str(value)
-    except (KeyError, ValueError, TypeError):
-        pass
-    raise UsageError(f"{where} is {value!r}, expected a {type(default).__name__} such as {default!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,4 +111,5 @@ class MaskMethod(Method):
 
     def run(self, model: MaskedModel, job: Job) -> MaskedModel:
         """Return ``model`` with the mask that :meth:`search` finds."""
+        self.check()
         return model.set_mask(self.search(model, job))

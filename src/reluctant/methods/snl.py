@@ -10,7 +10,7 @@ Symbols:  alpha -> c, penalty -> lambda, threshold -> epsilon
 """
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -96,25 +96,14 @@ class SNL(MaskMethod):
         weights = [p for p in model.parameters() if id(p) not in chosen]
         optimizer = torch.optim.Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": self.gate_lr}])
         state = Counters(penalty=self.penalty, low=model.sites.total)
-        loop = Loop(
-            "search",
-            train=job.train,
-            augmentation=job.augmentation,
-            epochs=self.max_epochs,
-            batch=self.batch,
-            seed=job.seed,
-            fabric=job.fabric,
-            directory=job.directory,
-            settings={**asdict(self), "limit": job.limit},
-            progress=job.progress,
-        )
+        loop = Loop.of_job(job, epochs=self.max_epochs, batch=self.batch, settings=self.to_json())
         network, optimizer = loop.setup(model, optimizer, counters=state)
         teacher = frozen(job.teacher, job.fabric)
         for step in loop:
             network.train()
+            target = teacher(step.images)
             output = logits(network(step.images))
-            loss = F.cross_entropy(output, step.labels)
-            loss = loss + self.distil * distillation(output, teacher(step.images), self.temperature)
+            loss = F.cross_entropy(output, step.labels) + self.distil * distillation(output, target, self.temperature)
             size = torch.stack([alpha.abs().sum() for alpha in alphas]).sum()
             loop.take(loss + state["penalty"] * size, optimizer)
             if step.last:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from reluctant.mask import Mask
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.methods.base import MaskMethod
+from reluctant.sites import evaluating
 from reluctant.task import Job
 from reluctant.training import logits
 
@@ -75,13 +76,14 @@ class Taylor(MaskMethod):
     def scores(self, model: MaskedModel, job: Job) -> dict[str, Float[Tensor, "..."]]:
         """Return the mean over images of |gradient x gap| at every site; the model is left as it was."""
         seen = 0
-        model.to(job.fabric.device).eval()
+        model.to(job.fabric.device)
         if model.constants():
             model.start_surrogates(job.train.to(job.fabric.device).inputs(slice(self.batch)))
-        with model.gates(Probe) as probes:
+        with evaluating(model), model.gates(Probe) as probes:
             for images, labels in job.train.to(job.fabric.device).batches(self.batch):
-                # The sum, not the mean, so each image's gradient is its own.
-                loss = F.cross_entropy(logits(model(images.requires_grad_())), labels, reduction="sum")
+                # The sum, not the mean, so each image's gradient is its own; times one, so that the first operation may
+                # be in place, and a ReLU of the image itself has a gradient, too.
+                loss = F.cross_entropy(logits(model(images.requires_grad_() * 1)), labels, reduction="sum")
                 loss.backward()  # type: ignore[no-untyped-call]
                 seen += len(labels)
                 job.progress("taylor", min(seen, self.images), min(self.images, len(job.train)))

@@ -51,7 +51,9 @@ def trace(masked: MaskedModel) -> tuple[GraphModule, list[MaskedActivation]]:
     example = torch.zeros(BATCH, *model.sites.input_shape)
     try:
         with model.gates(lambda a: _Marker(index[a.site.name])), torch.no_grad():
-            graph = make_fx(torch.func.functionalize(model), record_stack_traces=True)(example)
+            # The clone is for networks that overwrite their input, which would be an effect of the graph.
+            pure = torch.func.functionalize(lambda images: model(images.clone()))
+            graph = make_fx(pure, record_stack_traces=True)(example)
     except ReluctantError:
         raise
     except Exception as error:

@@ -1,0 +1,60 @@
+"""A loop by itself: broken off anywhere, it goes on with the next step and ends as if it had not been."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reluctant.loop import Loop
+
+
+@pytest.fixture
+def walk(few_digits, fabric):
+    """Takes the eight steps of a loop that saves after each, or breaks off before step ``until``."""
+
+    def take(directory=None, until=None, stop=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+        split = {"train": few_digits.train, "augmentation": few_digits.augmentation}
+        loop = Loop("walk", **split, epochs=2, batch=64, fabric=fabric, directory=directory, save_seconds=0)
+        network, optimizer = loop.setup(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
+        taken = []
+        for step in loop:
+            if len(taken) == until:
+                break
+            loss = F.cross_entropy(network(step.images), step.labels)
+            loop.take(loss, optimizer)
+            loop.note(loss=float(loss.detach()))
+            taken.append(step)
+            if len(taken) == stop:
+                loop.stop()
+        return model, loop.history, taken
+
+    return take
+
+
+@pytest.mark.parametrize("until", [3, 4, 6])
+def test_broken_off_it_goes_on_with_the_next_step(walk, tmp_path, until):
+    model, history, steps = walk()
+    places = [(epoch, index, epoch / 2 + index / 8, index == 3) for epoch in (0, 1) for index in range(4)]
+    assert [(s.epoch, s.index, s.done, s.last) for s in steps] == places
+
+    walk(tmp_path, until=until)
+    resumed, history_there, rest = walk(tmp_path)
+    assert [(s.epoch, s.index, s.done, s.last) for s in rest] == places[until:]
+    assert all(torch.equal(one.images, two.images) for one, two in zip(rest, steps[until:], strict=True))
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in resumed.state_dict().items())
+    assert [line["loss"] for line in history_there] == [line["loss"] for line in history]
+    assert [json.loads(line) for line in (tmp_path / "walk.metrics.jsonl").read_text().splitlines()] == history_there
+
+
+@pytest.mark.parametrize("stop", [2, 8])
+def test_stopped_or_ended_it_has_nothing_left(walk, tmp_path, stop):
+    model, history, steps = walk(tmp_path, stop=stop)
+    assert len(steps) == stop
+    again, history_there, rest = walk(tmp_path)
+    assert rest == []
+    assert history_there == history
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
