@@ -75,9 +75,9 @@ class HardGate(nn.Module):
             with torch.no_grad():
                 self.kept.copy_(hysteresis(self.kept, self.auxiliary, self.threshold))
                 if self.activation.c0 is not None:
-                    flat = z.detach().transpose(0, 1).flatten(1).float()
-                    self.mean.lerp_(flat.mean(1), 0.1)
-                    self.variance.lerp_(flat.var(1), 0.1)
+                    variance, mean = torch.var_mean(z.detach().float(), dim=[0, *range(2, z.dim())])
+                    self.mean.lerp_(mean, 0.1)
+                    self.variance.lerp_(variance, 0.1)
         y: Tensor = BlendedReLU.apply(z, self.indicator(), *self.activation.terms())  # type: ignore[no-untyped-call]
         return y
 
@@ -119,6 +119,7 @@ class AutoReP(MaskMethod):
     coefficients: str = "released"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.coefficients not in ("exact", "released"):
             raise UsageError(f"autorep.coefficients is {self.coefficients!r}, expected 'exact' or 'released'")
 
