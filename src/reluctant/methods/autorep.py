@@ -103,6 +103,7 @@ class AutoReP(MaskMethod):
     """
 
     name: ClassVar[str] = "autorep"
+    may_be_zero: ClassVar[tuple[str, ...]] = ("lr_end", "threshold", "penalty", "refresh_until", "distil")
 
     surrogate: Surrogate = Quadratic(scale=0.1)  # CIFAR script
     search_epochs: int = 200  # released CIFAR-100 script, as is all that follows

@@ -24,32 +24,18 @@ class Method(ABC):
 
     Attributes:
         name: as in the table of methods.
-        may_be_zero: the numbers among the settings that need not be above zero; the usual ones here.
+        may_be_zero: the numbers among the settings that need not be above zero.
         may_be_negative: those that may be anything.
         surrogate: what runs where a ReLU is dropped.
     """
 
     name: ClassVar[str]
-    may_be_zero: ClassVar[tuple[str, ...]] = (
-        "penalty",
-        "distil",
-        "threshold",
-        "patience",
-        "lr_end",
-        "refresh_until",
-    )
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
     may_be_negative: ClassVar[tuple[str, ...]] = ()
     surrogate: Surrogate = Identity()
 
     def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
-        """Refuse settings that no search can run with.
-
-        Raises:
-            UsageError: a number that is not finite or not above zero, or a value of the wrong type.
-        """
+        """Refuse settings that no search can run with: see :func:`reluctant.units.check_number`."""
         for field in fields(self):
             value, where = getattr(self, field.name), f"{self.name}.{field.name}"
             if field.name == "surrogate":
@@ -91,9 +77,7 @@ class Method(ABC):
                 settings[key] = surrogate_from_json(item, known[key])
             else:
                 settings[key] = as_type_of(known[key], item, f"{cls.name}.{key}")
-        method = cls(**settings)
-        method.check()  # once more, for a method that replaced __post_init__
-        return method
+        return cls(**settings)
 
     @classmethod
     def header(cls) -> str:
@@ -111,5 +95,4 @@ class MaskMethod(Method):
 
     def run(self, model: MaskedModel, job: Job) -> MaskedModel:
         """Return ``model`` with the mask that :meth:`search` finds."""
-        self.check()
         return model.set_mask(self.search(model, job))

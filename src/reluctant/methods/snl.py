@@ -56,6 +56,7 @@ class SNL(MaskMethod):
     """
 
     name: ClassVar[str] = "snl"
+    may_be_zero: ClassVar[tuple[str, ...]] = ("penalty", "patience", "threshold", "distil")
 
     lr: float = 1e-3  # released code, as is all that follows
     gate_lr: float = 1e-3
