@@ -133,7 +133,9 @@ def test_links_in_an_archive_are_left_out(served: tuple[Path, str], place: Path)
     assert left(place / "set") == ["a"]
 
 
-@pytest.mark.parametrize("content", [tape({"set/a": b"1" * 9999})[:60], b"neither tar nor zip", b""])
+@pytest.mark.parametrize(
+    "content", [tape({"set/a": b"1" * 9999})[:60], b"neither tar nor zip", b""], ids=["cut", "text", "empty"]
+)
 def test_a_damaged_archive_is_refused(content: bytes, served: tuple[Path, str], place: Path) -> None:
     with pytest.raises(DataError, match="is no whole archive"):
         fetch_folder(publish(served, "x", content), place / "set")
