@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from reluctant.checkpoints import FILE, Origin, load_checkpoint, save_checkpoint, weights_digest
 from reluctant.errors import CheckpointError, UsageError
-from reluctant.experiment import as_records
 from reluctant.linearization import linearize
 from reluctant.masked import attach
 from reluctant.methods import METHODS
+from reluctant.recording import as_records
 from reluctant.sites import find_sites
 from reluctant.surrogates import SURROGATES
 from reluctant.training import evaluate

@@ -3,8 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from reluctant.budget import Budget
 from reluctant.checkpoints import FILE, Checkpoint, Origin, load_checkpoint, save_checkpoint, weights_digest
 from reluctant.costs.counting import count
-from reluctant.costs.networks import parse_network
 from reluctant.data import load_task, task_shape
 from reluctant.engines.base import EngineRun
 from reluctant.engines.parties import Place, query, serve
@@ -22,17 +20,17 @@ from reluctant.engines.spu import FRACTION_BITS
 from reluctant.errors import UsageError
 from reluctant.files import write_json
 from reluctant.linearization import linearize
-from reluctant.masked import MaskedModel
 from reluctant.models import ModelSpec
 from reluctant.prices import Prices
 from reluctant.program.lower import lower
 from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
-from reluctant.records import Accuracy, NetworkCost, Record, Secure, describe_kept, load_records
+from reluctant.recording import about, evaluation_record, known_accuracy, public_recipe, run_record
+from reluctant.records import Record, load_records
 from reluctant.secure import SecureRun, as_masked, secure_run, twin_outputs
 from reluctant.sites import find_sites
 from reluctant.task import Progress, Task, silent
-from reluctant.training import Evaluation, evaluate, finetune, fit, make_fabric
+from reluctant.training import evaluate, finetune, fit, make_fabric
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -252,138 +250,6 @@ def query_images(
     return query(array, place, batch=batch, fraction_bits=FRACTION_BITS, progress=progress)
 
 
-def as_records(items: Iterable[Record | Evaluation | SecureRun]) -> list[Record]:
-    """Return the records of ``items``; a secure run gets the name of the task on which its network was evaluated.
-
-    Raises:
-        UsageError: an evaluation of something that is no network.
-    """
-    records, tasks, runs = [], {}, []
-    for item in items:
-        if isinstance(item, Record):
-            records.append(item)
-        elif isinstance(item, SecureRun):
-            runs.append(item)
-        elif item.model is None:
-            raise UsageError("an evaluation of something that is no network has no record; evaluate the network itself")
-        else:
-            tasks[weights_digest(item.model)] = item.task
-            records.append(
-                evaluation_record(item, item.model, _origin_of(item.model, item.task, item.input_shape), 0.0)
-            )
-    for run in runs:
-        task = tasks.get(weights_digest(run.model), "images")
-        records.append(run_record(run, run.model, _origin_of(run.model, task, run.input_shape)))
-    return records
-
-
-def _origin_of(model: nn.Module, task: str, input_shape: tuple[int, ...]) -> Origin:
-    """Return what can be said of a network that came from no checkpoint."""
-    network, made_by = (model.model, model.made_by) if isinstance(model, MaskedModel) else (model, {})
-    method = made_by.get("method")
-    if method is None and isinstance(model, MaskedModel) and model.mask.kept < model.mask.total:
-        method = {"name": "by hand"}
-    return Origin(type(network).__name__, task, 0, input_shape, method, made_by.get("budget"))
-
-
-def evaluation_record(
-    found: Evaluation, model: nn.Module, origin: Origin, seconds: float, *, twin: bool = False
-) -> Record:
-    """Return the record of an evaluation of ``model``."""
-    accuracy = _accuracy(origin)
-    if found.split == "val":
-        accuracy |= {"val": found.accuracy, "n_val": found.n}
-    elif twin:
-        accuracy |= {"twin": found.accuracy, "n_twin": found.n}
-    else:
-        accuracy |= {"test": found.accuracy, "n_test": found.n}
-    return Record(
-        kind="evaluate",
-        accuracy=accuracy,
-        seconds=seconds,
-        device=describe_device(),
-        **_about(model, origin),
-    )
-
-
-def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
-    """Return the record of a secure run of ``model``."""
-    security, part = run.engine.security, "dense" if origin.method is None else "linearized"
-    secure: Secure = {
-        "engine": run.engine.name,
-        "adversary": security.adversary,
-        "parties": security.parties,
-        "dealer": security.dealer,
-        "private": security.private,
-        "offline_included": security.offline_included,
-        "statement": security.statement,
-        "processes": run.run.processes,
-        "network": run.network,
-        "batch": run.run.batch,
-        "fraction_bits": run.run.fraction_bits,
-        "public": ["architecture", "masks of kept ReLUs", "shapes", "fixed-point format", "number of images"],
-        "link": _link(run),
-        part: network_cost(run),  # type: ignore[misc]
-    }
-    return Record(
-        kind="run",
-        accuracy=_accuracy(origin),
-        seconds=run.run.seconds + run.run.setup_seconds,
-        device=describe_device(),
-        secure=secure,
-        **_about(model, origin),
-    )
-
-
-def _link(run: SecureRun) -> str:
-    if run.run.processes == 1:
-        return "none: one process"
-    network = parse_network(run.network)
-    if not network.emulated:
-        return "plain TCP on loopback"
-    rate, trip = (network.bits_per_second or 0) / 1e6, network.rtt_seconds * 1000
-    return f"plain TCP on loopback through a relay that imitates {rate:g} Mbit/s and a round trip of {trip:g} ms"
-
-
-def network_cost(run: SecureRun) -> NetworkCost:
-    """Return what one secure run cost, as records and cards hold it."""
-    compared = {
-        "argmax_equal_twin": run.argmax_equal_twin,
-        "max_abs_error_twin": run.max_abs_error_twin,
-        "argmax_equal_float": run.argmax_equal_float,
-        "max_abs_error_float": run.max_abs_error_float,
-    }
-    cost: NetworkCost = {**engine_costs(run.run), **compared}  # type: ignore[typeddict-item]
-    return cost
-
-
-def engine_costs(run: EngineRun) -> dict[str, Any]:
-    """Return what an engine measured, in all and by site."""
-    return {
-        "images": run.images,
-        "comparisons": run.comparisons,
-        "bytes": run.bytes,
-        "messages": run.messages,
-        "seconds": run.seconds,
-        "setup_bytes": run.setup_bytes,
-        "setup_seconds": run.setup_seconds,
-        "by_site": [asdict(site) for site in run.by_site],
-    }
-
-
-def public_name(name: str) -> str:
-    """Return a model's or a task's name without the folders of a user's file: they are nobody's business."""
-    head, _, tail = name.partition(":")
-    if head == "folder":
-        return f"folder:{Path(tail).name}"
-    return f"{Path(head).name}:{tail}" if head.endswith(".py") else name
-
-
-def public_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the resolved recipe, without the folders of a user's files."""
-    return {**recipe.to_json(), "task": public_name(recipe.task), "model": public_name(recipe.model)}
-
-
 def _leave_the_rest_to_the_first(fabric: "Fabric") -> None:
     """Of several processes that trained together, end all but the first, which alone writes what came out."""
     fabric.barrier()
@@ -396,10 +262,10 @@ def _finish(out: Path, model: nn.Module, origin: Origin, kind: Any, seconds: flo
     trained = sum(lines[-1]["seconds"] for lines in _histories(out))  # with those of legs before an interruption
     record = Record(
         kind=kind,
-        accuracy=_accuracy(origin),
+        accuracy=known_accuracy(origin),
         seconds=max(seconds, trained),
         device=str(origin.facts["device"]),
-        **_about(model, origin),
+        **about(model, origin),
     )
     save_checkpoint(out, model, origin)
     record.save(out)
@@ -412,35 +278,6 @@ def _histories(out: Path) -> list[list[dict[str, float]]]:
     """Return what the loops that ran in ``out`` noted, a line an epoch."""
     files = [path for path in sorted(out.glob("*.metrics.jsonl")) if path.stat().st_size]
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
-
-
-def _accuracy(origin: Origin) -> Accuracy:
-    facts = origin.facts
-    return {"val": facts.get("val"), "n_val": facts.get("n_val"), "test": None, "n_test": None}
-
-
-def _about(model: nn.Module, origin: Origin) -> dict[str, Any]:
-    """Return the keys of a record that say which network it is of."""
-    masked = as_masked(model, torch.zeros(1, *origin.input_shape))
-    mask, facts, surrogate = masked.mask, origin.facts, masked.surrogate
-    method: Mapping[str, Any] | None = origin.method
-    return {
-        "task": public_name(origin.task),
-        "model": public_name(origin.model),
-        "method": None if method is None else method["name"],
-        "budget": origin.budget,
-        "track": "free" if method is None else surrogate.track,
-        "surrogate": None if method is None else surrogate.name,
-        "squares": mask.total - mask.kept if surrogate.track == "polynomial" else 0,
-        "relus": {"total": mask.total, "kept": mask.kept, "sites": len(mask), "sites_kept": mask.sites_kept},
-        "mask": describe_kept(mask, mask.digest),
-        "checkpoint": weights_digest(model),
-        "seed": facts.get("seed", 0),
-        "epochs": facts.get("epochs"),
-        "recipe": facts.get("recipe"),
-        "selection": facts.get("selection"),
-        "note": facts.get("note"),
-    }
 
 
 def is_finished(out: Path) -> bool:

@@ -16,19 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from reluctant.calls import Call, Naming, OwnerStack, activation_modules, calling_line
 from reluctant.errors import ShapeError, SiteError
 from reluctant.mask import Mask
-from reluctant.sites import (
-    ActivationSite,
-    Call,
-    Naming,
-    OwnerStack,
-    Sites,
-    activation_modules,
-    calling_line,
-    copied,
-    evaluating,
-)
+from reluctant.sites import ActivationSite, Sites, copied, evaluating
 from reluctant.surrogates import Identity, Surrogate, Term
 
 Coefficients = tuple[Tensor | None, Tensor | None, Tensor | None]

@@ -43,7 +43,8 @@ def run(
     With `--party` this machine is only one of the two: the server gives its checkpoint, the client its `--task` and
     `--images`, both say where they listen and where the other one does. Then there is nothing to compare with.
     """
-    from reluctant.experiment import Machine, network_cost, run_checkpoint
+    from reluctant.experiment import Machine, run_checkpoint
+    from reluctant.recording import network_cost
 
     machine = Machine(data, download)
     if party is not None:
@@ -80,7 +81,8 @@ def _run_alone(
 ) -> None:
     """Be one party of a run between two machines."""
     from reluctant.engines.parties import Place
-    from reluctant.experiment import engine_costs, query_images, serve_checkpoint
+    from reluctant.experiment import query_images, serve_checkpoint
+    from reluctant.recording import engine_costs
 
     if engine != "cheetah":
         raise UsageError(f"engine {engine} has no two parties; --party is for cheetah")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from reluctant.errors import UsageError
-from reluctant.experiment import as_records
 from reluctant.files import write_atomically
+from reluctant.recording import as_records
 from reluctant.records import Record
 from reluctant.report.card import cards
 from reluctant.report.networks import networks, plain_label
