@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reluctant.experiment import (
     Machine,
     evaluate_checkpoint,
@@ -51,6 +53,7 @@ def run_demo(out: Path, *, images: int = 16, progress: Progress = silent) -> Dem
     Args:
         images: test images sent through each private inference.
     """
+    torch.set_num_threads(1)  # these networks are so small that a second thread costs more than it gives
     machine = Machine(device="cpu")
     dense = out / "dense"
     if not is_finished(dense):

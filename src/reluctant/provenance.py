@@ -89,4 +89,5 @@ def describe_device(device: str = "cpu") -> str:
 
     if torch.device(device).type == "cuda":
         return f"cuda, {torch.cuda.get_device_name(device)}"
-    return f"{device}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
