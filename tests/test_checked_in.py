@@ -1,5 +1,6 @@
 """What is checked in under results/ was not edited, and its page is made of it."""
 
+import re
 from pathlib import Path
 
 from reluctant.recipe import Recipe, merge, read_toml
@@ -14,9 +15,9 @@ def test_the_page_is_what_the_records_say():
     assert (ROOT / "results" / "README.md").read_text() == results_page(records)
 
 
-def test_records_name_no_machine_of_ours():
+def test_records_name_no_folder_of_a_machine():
     for path in (ROOT / "results").glob("*.json"):
-        assert not any(word in path.read_text() for word in ("/root", "/home", "/work", "/tmp"))
+        assert not re.search(r'["\s=]/[a-z]+/', path.read_text()), path
 
 
 def test_every_recipe_resolves():

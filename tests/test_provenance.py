@@ -23,7 +23,7 @@ def test_no_absolute_path_is_left(in_folder: Path, monkeypatch: pytest.MonkeyPat
     assert typed_command(arguments) == "reluctant runs --data=~/data --out .../out"
 
 
-def test_a_session_without_a_script_is_called_python() -> None:
+def test_an_interpreter_without_a_script_is_called_python() -> None:
     assert typed_command([""]) == typed_command(["-c"]) == "python"
 
 
