@@ -81,3 +81,20 @@ def make_job(fabric):
         )
 
     return make
+
+
+@pytest.fixture
+def without_test(few_digits: Task) -> Task:
+    """The few digits, whose test split nobody may read: doing so fails the test."""
+
+    class Blind(Task):
+        @property
+        def test(self) -> Split:
+            raise AssertionError("the test split was read")
+
+        @test.setter
+        def test(self, value: Split) -> None: ...
+
+    blind = object.__new__(Blind)
+    blind.__dict__.update({key: value for key, value in vars(few_digits).items() if key != "test"})
+    return blind
