@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from reluctant.errors import ShapeError, SiteError
 from reluctant.mask import Mask
-from reluctant.masked import BlendedReLU, MaskedActivation, attach
+from reluctant.masked import MaskedActivation, attach
 from reluctant.methods.snl import SoftGate
 from reluctant.sites import ActivationSite, find_sites
 from reluctant.surrogates import SURROGATES, Affine, Quadratic, Shift
@@ -131,26 +131,6 @@ def test_a_mask_of_other_sites_is_refused():
     masked = attach(model, find_sites(model, images(1)))
     with pytest.raises(ShapeError, match="the mask is of 1 sites"):
         masked.set_mask(Mask({"x": torch.ones(3, dtype=torch.bool)}))
-
-
-@pytest.mark.parametrize("given_terms", [(), (0,), (1,), (0, 1), (0, 1, 2)])
-@pytest.mark.parametrize("shape", [(2, 1, 1), (2, 3, 3)])
-def test_blended_relu_gradients(given_terms, shape):
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(*size):
-        return torch.randn(*size, generator=generator, dtype=torch.double, requires_grad=True)
-
-    coefficients = [draw(*shape) if degree in given_terms else None for degree in range(3)]
-    assert torch.autograd.gradcheck(BlendedReLU.apply, (draw(2, 2, 3, 3), draw(2, 3, 3), *coefficients))
-
-
-def test_blended_relu_keeps_one_tensor_the_size_of_its_input():
-    z = torch.randn(64, 8, 16, 16, requires_grad=True)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        BlendedReLU.apply(z * 1, torch.ones(8, 16, 16, requires_grad=True), None, None, None)
-    assert sum(saved) <= 1.1 * z.numel()
 
 
 @settings(max_examples=25, deadline=None)

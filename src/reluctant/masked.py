@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from reluctant.blend import BlendedReLU, KeptReLU
 from reluctant.calls import Call, Naming, OwnerStack, activation_modules, calling_line
 from reluctant.errors import ShapeError, SiteError
 from reluctant.mask import Mask
@@ -23,61 +24,6 @@ from reluctant.sites import ActivationSite, Sites, copied, evaluating
 from reluctant.surrogates import Identity, Surrogate, Term
 
 Coefficients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-class BlendedReLU(torch.autograd.Function):
-    """``m relu(z) + (1 - m) (c0 + c1 z + c2 z^2)`` and all its gradients, keeping only z for the backward pass.
-
-    Args (of ``apply``):
-        z: ``[B, *shape]``.
-        m: real gates that broadcast to ``shape``.
-        c0, c1, c2: broadcast to ``shape``; ``None`` for c0 = 0, c1 = 1, c2 = 0.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, m: Tensor, c0: Tensor | None, c1: Tensor | None, c2: Tensor | None) -> Tensor:
-        ctx.save_for_backward(z, m, c0, c1, c2)
-        gate = m.to(z.dtype)
-        if c0 is None and c1 is None and c2 is None:
-            return torch.addcmul(z, gate, z.clamp(max=0), value=-1)  # m relu(z) + (1-m) z = z - m min(z, 0)
-        return torch.lerp(_polynomial(z, c0, c1, c2), z.clamp(min=0), gate.expand_as(z))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (delta,) = grads
-        z, m, c0, c1, c2 = ctx.saved_tensors
-        gate = m.to(z.dtype)
-        plain = c0 is None and c1 is None and c2 is None
-        grad_z = grad_m = None
-        if ctx.needs_input_grad[0]:
-            slope = 1 if c1 is None else c1.to(z.dtype)
-            if c2 is not None:
-                slope = slope + 2 * c2.to(z.dtype) * z
-            grad_z = delta * (gate * (z > 0) + (1 - gate) * slope)
-        if ctx.needs_input_grad[1]:
-            gap = -z.clamp(max=0) if plain else z.clamp(min=0) - _polynomial(z, c0, c1, c2)
-            grad_m = _reduce(delta * gap, m)
-        grad_c: list[Tensor | None] = [None, None, None]
-        if any(ctx.needs_input_grad[2:]):
-            power = delta * (1 - gate)
-            for degree, coefficient in enumerate((c0, c1, c2)):
-                if ctx.needs_input_grad[2 + degree]:
-                    grad_c[degree] = _reduce(power, coefficient)
-                power = power * z
-        return grad_z, grad_m, *grad_c
-
-
-def _polynomial(z: Tensor, c0: Tensor | None, c1: Tensor | None, c2: Tensor | None) -> Tensor:
-    """c0 + c1 z + c2 z^2 in the type of ``z``, by Horner."""
-    value = z if c1 is None else z * c1.to(z.dtype)
-    if c2 is not None:
-        value = torch.addcmul(value, z * z, c2.to(z.dtype))
-    return value if c0 is None else value + c0.to(z.dtype)
-
-
-def _reduce(grad: Tensor, like: Tensor) -> Tensor:
-    """Sum ``grad [B, *shape]`` over the batch and over what ``like`` was broadcast along."""
-    return grad.sum(0, dtype=like.dtype).sum_to_size(like.shape)
 
 
 class MaskedActivation(nn.Module):
@@ -138,8 +84,10 @@ class MaskedActivation(nn.Module):
         """Return ``where(keep, relu(z), surrogate(z))``, of the shape of ``z``."""
         c0, c1, c2 = self.terms()
         if c0 is None and c1 is None and c2 is None:
-            return z.masked_fill(self.keep & (z < 0), 0.0)
-        return torch.where(self.keep, z.relu(), _polynomial(z, c0, c1, c2))
+            y: Tensor = KeptReLU.apply(z, self.keep)  # type: ignore[no-untyped-call]
+        else:
+            y = BlendedReLU.apply(z, self.keep, c0, c1, c2)  # type: ignore[no-untyped-call]
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.site.name}: {int(self.keep.sum()):,} of {self.site.relus:,} kept, else {self.surrogate.name}"

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reluctant.masked import BlendedReLU, attach
+from reluctant.blend import BlendedReLU
+from reluctant.masked import attach
 from reluctant.methods.snl import SNL, SoftGate
 from reluctant.sites import find_sites
 from reluctant.training import distillation

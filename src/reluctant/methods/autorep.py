@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from reluctant.blend import BlendedReLU
 from reluctant.errors import UsageError
 from reluctant.loop import Counters, Loop
 from reluctant.mask import Mask
-from reluctant.masked import BlendedReLU, MaskedActivation, MaskedModel
+from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.methods.base import MaskMethod
 from reluctant.surrogates import Quadratic, Surrogate
 from reluctant.task import Job
@@ -75,9 +76,7 @@ class HardGate(nn.Module):
             with torch.no_grad():
                 self.kept.copy_(hysteresis(self.kept, self.auxiliary, self.threshold))
                 if self.activation.c0 is not None:
-                    variance, mean = torch.var_mean(z.detach().float(), dim=[0, *range(2, z.dim())])
-                    self.mean.lerp_(mean, 0.1)
-                    self.variance.lerp_(variance, 0.1)
+                    torch.batch_norm_update_stats(z, self.mean, self.variance, 0.1)
         y: Tensor = BlendedReLU.apply(z, self.indicator(), *self.activation.terms())  # type: ignore[no-untyped-call]
         return y
 

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reluctant.blend import BlendedReLU
 from reluctant.loop import Counters, Loop
 from reluctant.mask import Mask
-from reluctant.masked import BlendedReLU, MaskedActivation, MaskedModel
+from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.methods.base import MaskMethod
 from reluctant.task import Job
 from reluctant.training import distillation, frozen, logits

@@ -1,0 +1,102 @@
+"""The arithmetic of a partly dropped ReLU, forward and backward.
+
+Both functions keep one tensor of the input's size for the backward pass. They are written in the element-wise
+operations that torch has vectorised kernels for on a CPU, which those on booleans are not: a mask becomes a floor
+under the input (0 where the ReLU stays, minus infinity where it goes), and ReLU's own backward kernel does the
+comparisons. ``benchmarks/training.py`` measures what that is worth.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_passing = torch.ops.aten.threshold_backward  # (gradient, x, 0): the gradient where x > 0, else 0
+
+
+class KeptReLU(torch.autograd.Function):
+    """``where(keep, relu(z), z)``, keeping only its output for the backward pass.
+
+    Args (of ``apply``):
+        z: ``[B, *shape]``.
+        keep: ``bool [*shape]``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, keep: Tensor) -> Tensor:
+        floor = torch.zeros(keep.shape, dtype=z.dtype, device=z.device).masked_fill(~keep, -torch.inf)
+        y = torch.maximum(z, floor)
+        ctx.save_for_backward(y, keep)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        y, keep = ctx.saved_tensors
+        return _passing(grads[0], torch.maximum(y, (~keep).to(y.dtype)), 0), None
+
+
+class BlendedReLU(torch.autograd.Function):
+    """``m relu(z) + (1 - m) (c0 + c1 z + c2 z^2)`` and all its gradients, keeping only z for the backward pass.
+
+    The gradients of m and c are sums over the batch of delta z^k and delta relu(z), an element; the mask is applied to
+    those sums, not to their terms.
+
+    Args (of ``apply``):
+        z: ``[B, *shape]``.
+        m: real gates that broadcast to ``shape``.
+        c0, c1, c2: broadcast to ``shape``; ``None`` for c0 = 0, c1 = 1, c2 = 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, m: Tensor, c0: Tensor | None, c1: Tensor | None, c2: Tensor | None) -> Tensor:
+        ctx.save_for_backward(z, m, c0, c1, c2)
+        gate = m.to(z.dtype)
+        if c0 is None and c1 is None and c2 is None:
+            return torch.addcmul(z, gate, z.clamp(max=0), value=-1)  # m relu(z) + (1-m) z = z - m min(z, 0)
+        return polynomial(z, c0, c1, c2).lerp_(z.clamp(min=0), gate)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (delta,) = grads
+        z, m, c0, c1, c2 = ctx.saved_tensors
+        for_z, for_m, *for_c = ctx.needs_input_grad
+        gate = m.to(z.dtype)
+        positive = _passing(delta, z, 0)
+        if c0 is None and c1 is None and c2 is None:
+            grad_m = _like(-(delta * z.clamp(max=0)).sum(0), m) if for_m else None
+            return torch.lerp(delta, positive, gate) if for_z else None, grad_m, None, None, None
+        first = delta * z if for_m or for_c[1] or for_c[2] or c2 is not None else delta
+        moments = [
+            delta.sum(0) if for_m or for_c[0] else None,
+            first.sum(0) if for_m or for_c[1] else None,
+            (first * z).sum(0) if (for_m and c2 is not None) or for_c[2] else None,
+        ]
+        grad_z = grad_m = None
+        if for_z:
+            slope = (1 - gate) * (1 if c1 is None else c1.to(z.dtype))
+            grad_z = (delta * slope).addcmul_(positive, gate)
+            if c2 is not None:
+                grad_z.addcmul_(first, 2 * (1 - gate) * c2.to(z.dtype))
+        if for_m:
+            values = (0.0 if c0 is None else c0, 1.0 if c1 is None else c1, c2)
+            dropped = [moment * value for moment, value in zip(moments, values, strict=True) if value is not None]
+            grad_m = _like((positive * z).sum(0) - torch.stack([d.expand(z.shape[1:]) for d in dropped]).sum(0), m)
+        grad_c = [
+            _like((1 - gate) * moment, c) if wanted else None
+            for wanted, moment, c in zip(for_c, moments, (c0, c1, c2), strict=True)
+        ]
+        return grad_z, grad_m, *grad_c
+
+
+def polynomial(z: Tensor, c0: Tensor | None, c1: Tensor | None, c2: Tensor | None) -> Tensor:
+    """Return c0 + c1 z + c2 z^2, new and in the type of ``z``, by Horner; ``None`` for c0 = 0, c1 = 1, c2 = 0."""
+    if c2 is None:
+        value = z.clone() if c1 is None else z * c1.to(z.dtype)
+    else:
+        value = (z * c2.to(z.dtype)).add_(1 if c1 is None else c1.to(z.dtype)).mul_(z)
+    return value if c0 is None else value.add_(c0.to(z.dtype))
+
+
+def _like(grad: Tensor, given: Tensor) -> Tensor:
+    """Sum ``grad [*shape]`` over what ``given`` was broadcast along, in the type of ``given``."""
+    return grad.to(given.dtype).sum_to_size(given.shape)
