@@ -1,5 +1,6 @@
 """A loop by itself: broken off anywhere, it goes on with the next step and ends as if it had not been."""
 
+import itertools
 import json
 
 import pytest
@@ -7,18 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reluctant.loop import Loop
+from reluctant.errors import Paused, UsageError
+from reluctant.loop import Loop, Pace
+from reluctant.progress import TimeLimit, silent
 
 
 @pytest.fixture
 def walk(few_digits, fabric):
     """Takes the eight steps of a loop that saves after each, or breaks off before step ``until``."""
 
-    def take(directory=None, until=None, stop=None):
+    def take(directory=None, until=None, stop=None, progress=silent):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
         split = {"train": few_digits.train, "augmentation": few_digits.augmentation}
-        loop = Loop("walk", **split, epochs=2, batch=64, fabric=fabric, directory=directory, save_seconds=0)
+        loop = Loop(
+            "walk", **split, epochs=2, batch=64, fabric=fabric, directory=directory, save_seconds=0, progress=progress
+        )
         network, optimizer = loop.setup(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
         taken = []
         for step in loop:
@@ -58,3 +63,54 @@ def test_stopped_or_ended_it_has_nothing_left(walk, tmp_path, stop):
     assert rest == []
     assert history_there == history
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+class Clock:
+    """A time limit whose seconds are steps: it ends after ``steps`` of them."""
+
+    def __new__(cls, steps):
+        limit = TimeLimit(1e6)
+        taken = itertools.count(1)
+
+        def count(*_, **__):
+            if next(taken) == steps:
+                limit.seconds = 0.0
+
+        limit.progress = count
+        return limit
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_in_slices_it_is_bit_for_bit_what_it_is_in_one_go(walk, tmp_path, steps):
+    model, history, _ = walk()
+    pauses = []
+    for _ in range(20):
+        try:
+            sliced, history_there, _ = walk(tmp_path, progress=Clock(steps))
+        except Paused as pause:
+            pauses.append((pause.done, pause.total))
+        else:
+            break
+    assert pauses == [(done, 8) for done in range(steps, 8, steps)]
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in sliced.state_dict().items())
+    assert [line["loss"] for line in history_there] == [line["loss"] for line in history]
+
+
+def test_a_slice_too_short_for_a_step_says_so(walk, tmp_path):
+    with pytest.raises(UsageError, match=r"leave no time for the next step of walk \(0 of 8 done\).*give more"):
+        walk(tmp_path, progress=TimeLimit(0.5))
+
+
+def test_a_pause_says_what_is_left(walk, tmp_path):
+    with pytest.raises(Paused, match="stopped in time at walk 3 of 8, everything saved") as caught:
+        walk(tmp_path, progress=Clock(3))
+    assert caught.value.seconds_left > 0
+
+
+def test_the_time_a_step_needs():
+    """An epoch's last step is followed by the validation: until that was seen once, a fifth of an epoch is kept."""
+    pace = Pace(step=2.0, save=4.0)
+    assert pace.needed(last=False, steps=100) == 1.25 * 6
+    assert pace.needed(last=True, steps=100) == 1.25 * (2 * 21 + 4)
+    pace.last = 10.0
+    assert pace.needed(last=True, steps=100) == 1.25 * 14

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from reluctant.distillation import logits
 from reluctant.errors import ShapeError, SiteError
 from reluctant.mask import Mask
 from reluctant.masked import MaskedActivation, attach
 from reluctant.methods.snl import SoftGate
 from reluctant.sites import ActivationSite, find_sites
 from reluctant.surrogates import SURROGATES, Affine, Quadratic, Shift
-from reluctant.training import logits
 
 SURROGATE_KINDS = list(SURROGATES.values())
 

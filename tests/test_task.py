@@ -37,7 +37,7 @@ def test_inputs_are_normalised():
 
 def test_an_epoch_sees_each_image_once_in_an_order_of_its_own():
     split = Task.from_dataset(dataset()).train
-    epochs = [torch.cat([x[:, 0, 0, 0] for x, _ in split.epoch(24, (0, e), Augmentation())]) for e in (0, 0, 1)]
+    epochs = [torch.cat([x[:, 0, 0, 0] for x, _, _ in split.epoch(24, e, Augmentation())]) for e in (0, 0, 1)]
     assert torch.equal(epochs[0], epochs[1])
     assert not torch.equal(epochs[0], epochs[2])
     assert len(epochs[0].unique()) == len(epochs[0]) == 72
@@ -45,20 +45,44 @@ def test_an_epoch_sees_each_image_once_in_an_order_of_its_own():
 
 def test_an_epoch_goes_on_where_it_stopped_and_shares_its_batches():
     split, augmentation = Task.from_dataset(dataset()).train, Augmentation(crop_padding=1, flip=True, cutout=2)
-    whole = [x for x, _ in split.epoch(24, (3, 1), augmentation)]
-    rest = [x for x, _ in split.epoch(24, (3, 1), augmentation, start=1)]
+    whole = [b.images for b in split.epoch(24, 1, augmentation, seed=3)]
+    rest = [b.images for b in split.epoch(24, 1, augmentation, seed=3, start=1)]
     assert all(torch.equal(one, two) for one, two in zip(whole[1:], rest, strict=True))
-    shares = [next(iter(split.epoch(24, (3, 1), augmentation, rank=r, ranks=2)))[0] for r in (0, 1)]
+    shares = [next(iter(split.epoch(24, 1, augmentation, seed=3, rank=r, ranks=2))).images for r in (0, 1)]
     assert torch.equal(torch.stack(shares, 1).flatten(0, 1), whole[0])
+
+
+def augmented(augmentation, images, seed):
+    return augmentation(images, augmentation.draw(len(images), stream(seed)))
+
+
+def test_views_come_in_turn_and_an_image_looks_the_same_whenever_its_view_returns():
+    split, augmentation = Task.from_dataset(dataset()).train, Augmentation(crop_padding=1, flip=True, views=2)
+
+    def seen(epoch):
+        batches = list(split.epoch(24, epoch, augmentation, seed=3))
+        images, ids = torch.cat([b.images for b in batches]), torch.cat([b.ids for b in batches])
+        assert torch.equal(torch.cat([b.labels for b in batches]), split.labels[ids])
+        return images, ids
+
+    whole = [torch.cat(list(split.view(10, number, augmentation, seed=3))) for number in (0, 1)]
+    assert not torch.equal(whole[0], whole[1])
+    orders = []
+    for epoch in range(4):
+        images, ids = seen(epoch)
+        assert torch.equal(images, whole[epoch % 2][ids])
+        orders.append(tuple(ids.tolist()))
+    assert len(set(orders)) == 4
+    assert torch.equal(torch.cat(list(split.view(10, 1, augmentation, seed=3, start=30))), whole[1][30:])
 
 
 def test_flip_and_crop_are_flips_and_crops():
     images = torch.randint(1, 255, (200, 1, 5, 6), dtype=torch.uint8)
-    flipped = Augmentation(flip=True)(images, stream(0))
+    flipped = augmented(Augmentation(flip=True), images, 0)
     mirrored = (flipped == images.flip(3)).flatten(1).all(1)
     assert ((flipped == images).flatten(1).all(1) | mirrored).all()
     assert 60 < mirrored.sum() < 140
-    cropped = Augmentation(crop_padding=1)(images, stream(0))
+    cropped = augmented(Augmentation(crop_padding=1), images, 0)
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
     windows = [padded[:, :, y : y + 5, x : x + 6] for y in range(3) for x in range(3)]
     hits = torch.stack([(cropped == window).flatten(1).all(1) for window in windows])
@@ -68,7 +92,7 @@ def test_flip_and_crop_are_flips_and_crops():
 
 def test_cutout_cuts_a_square_that_may_stick_out():
     images = torch.full((300, 2, 8, 8), 7, dtype=torch.uint8)
-    cut = Augmentation(cutout=4)(images, stream(1))
+    cut = augmented(Augmentation(cutout=4), images, 1)
     holes = (cut == 0).all(1)
     assert torch.equal(cut[:, 0] == 0, holes)
     sizes = holes.flatten(1).sum(1)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reluctant.distillation import distillation, logits
 from reluctant.errors import CheckpointError, UsageError
 from reluctant.linearization import linearize
 from reluctant.methods import METHODS
@@ -18,12 +19,9 @@ from reluctant.models import load_model
 from reluctant.training import (
     Evaluation,
     Training,
-    distillation,
     evaluate,
     finetune,
     fit,
-    frozen,
-    logits,
     make_fabric,
     parameter_groups,
     rate,
@@ -97,8 +95,8 @@ def by_hand(model, task, training, teacher):
     ]
     optimizer = torch.optim.SGD(groups, momentum=training.momentum, nesterov=True)
     average, steps = {}, task.train.steps(training.batch)
-    batches = task.train.epoch(training.batch, (0, 0), task.augmentation)
-    for index, (images, labels) in enumerate(batches):
+    batches = task.train.epoch(training.batch, 0, task.augmentation)
+    for index, (images, labels, _) in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = training.lr * rate(index / steps, training.warmup)
         output = model(images)
@@ -186,13 +184,6 @@ def test_distillation_is_the_scaled_divergence():
     p, q = torch.softmax(teacher / 4, 1), torch.softmax(student / 4, 1)
     torch.testing.assert_close(distillation(student, teacher, 4.0), 16 * (p * (p / q).log()).sum(1).mean())
     assert float(distillation(teacher, teacher, 4.0)) == pytest.approx(0, abs=1e-5)
-
-
-def test_a_teacher_has_no_gradients_and_is_a_copy(trained, few_digits, fabric):
-    scores = frozen(trained, fabric)
-    images = few_digits.val.inputs(slice(4)).requires_grad_()
-    assert not scores(images).requires_grad
-    assert any(p.requires_grad for p in trained.parameters())
 
 
 def test_the_rate_warms_up_and_ends_at_zero():

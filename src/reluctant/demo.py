@@ -16,10 +16,10 @@ from reluctant.experiment import (
     train,
 )
 from reluctant.files import write_json
+from reluctant.progress import Progress, silent
 from reluctant.recipe import Recipe
 from reluctant.records import load_records
 from reluctant.report import Report
-from reluctant.task import Progress, silent
 from reluctant.units import format_bytes
 
 BUDGET = "10%"

@@ -10,10 +10,11 @@ ReluctantError
 ├── DataError                 a data file that is missing, damaged or of another layout
 ├── CheckpointError           a checkpoint that is cut short, altered or of another model
 ├── RecordError               a record that is missing, damaged or would be overwritten
-└── EngineError               a secure run that broke: a port, a link, a party, a time-out
+├── EngineError               a secure run that broke: a port, a link, a party, a time-out
+└── Paused                    no error: long work stopped before its time limit, everything saved
 
 Messages are one line: the thing, what was got, what was expected, what to do. The command line prints them after
-``error:`` and leaves with exit code 2.
+``error:`` and leaves with exit code 2; of a pause it says what is left, and leaves with 0.
 """
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "EngineError",
+    "Paused",
     "RecordError",
     "ReluctantError",
     "ShapeError",
@@ -73,3 +75,17 @@ class RecordError(ReluctantError):
 
 class EngineError(ReluctantError):
     """A secure run that broke: a port, a link, a party, a time-out."""
+
+
+class Paused(ReluctantError):
+    """Long work stopped before its time limit, everything saved; the same call goes on.
+
+    Args:
+        stage: what was going on.
+        done, total: steps of it.
+        seconds_left: what the stage may still take; ``None`` if that is not known.
+    """
+
+    def __init__(self, stage: str, done: int, total: int, seconds_left: float | None = None) -> None:
+        self.stage, self.done, self.total, self.seconds_left = stage, done, total, seconds_left
+        super().__init__(f"stopped in time at {stage} {done:,} of {total:,}, everything saved")

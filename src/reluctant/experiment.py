@@ -23,13 +23,14 @@ from reluctant.linearization import linearize
 from reluctant.models import ModelSpec
 from reluctant.prices import Prices
 from reluctant.program.lower import lower
+from reluctant.progress import Progress, silent
 from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
 from reluctant.recording import about, evaluation_record, known_accuracy, public_recipe, run_record
 from reluctant.records import Record, load_records
 from reluctant.secure import SecureRun, as_masked, secure_run, twin_outputs
 from reluctant.sites import find_sites
-from reluctant.task import Progress, Task, silent
+from reluctant.task import Task
 from reluctant.training import evaluate, finetune, fit, make_fabric
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
         UsageError: ``out`` holds a finished checkpoint already.
     """
     begun = time.monotonic()
-    task = machine.task(recipe.task)
+    task = recipe.prepare(machine.task(recipe.task))
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     torch.manual_seed(recipe.seed)
     spec = ModelSpec.parse(recipe.model)
@@ -141,7 +142,7 @@ def linearize_checkpoint(
     given = load_checkpoint(teacher)
     if given.masked is not None:
         raise UsageError(f"{teacher} is linearized already; give the dense network it was made of")
-    task = machine.task(recipe.task)
+    task = recipe.prepare(machine.task(recipe.task))
     _check_fits(given.origin, task, teacher)
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     sites = find_sites(given.dense, task.example)

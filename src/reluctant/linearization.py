@@ -11,8 +11,9 @@ from reluctant.errors import BudgetError, SiteError
 from reluctant.masked import MaskedModel, attach
 from reluctant.methods.base import Method
 from reluctant.prices import Prices
+from reluctant.progress import Progress, silent
 from reluctant.sites import find_sites
-from reluctant.task import Job, Progress, Task, silent
+from reluctant.task import Job, Task
 from reluctant.training import check_network, make_fabric
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """Steps that survive an interruption.
 
-A loop's order of images and its augmentation are functions of seed, epoch and step; everything else that a step reads
-is in its state. So a loop that is killed and started again with the same arguments ends with the same weights as one
-that was not.
+A loop's order of images and its augmentation are functions of seed and epoch; everything else that a step reads is in
+its state. So a loop that is killed, or stopped by a time limit, and started again with the same arguments ends with the
+same weights as one that was not.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ import logging
 import pickle
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from reluctant.errors import CheckpointError
 from reluctant.files import write_atomically
-from reluctant.task import Augmentation, Job, Progress, Split, silent
+from reluctant.progress import Progress, limit_of, silent
+from reluctant.task import Augmentation, Job, Split
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -50,6 +51,26 @@ def fingerprint(tensors: Mapping[str, Tensor], text: str = "") -> str:
     return sha.hexdigest()
 
 
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what an interrupted stretch of work needs to go on; the file is whole or not there."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what :func:`write_state` wrote; its tensors are on the CPU.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is damaged; delete it, and what it was of starts again") from error
+    return state
+
+
 class Counters(dict[str, Any]):
     """Plain values (numbers, strings, tensors) that a search wants kept with the loop's state."""
 
@@ -69,6 +90,8 @@ class Step:
     Args:
         done: share of all steps that were taken before this one, from 0 to under 1.
         last: the last step of its epoch.
+        ids: places of the images in the training split.
+        view: which of the fixed augmentations they have; ``None`` if every epoch has its own.
     """
 
     epoch: int
@@ -77,6 +100,28 @@ class Step:
     last: bool
     images: Float[Tensor, "B C H W"]
     labels: Int64[Tensor, "B"]
+    ids: Int64[Tensor, "B"]
+    view: int | None
+
+
+@dataclass
+class Pace:
+    """Seconds that parts of a loop took at most, to know whether another one fits under a time limit.
+
+    Args:
+        step: an ordinary step.
+        last: the last step of an epoch, with the validation after it; ``None`` if there was none yet.
+        save: writing the state.
+    """
+
+    step: float = 1.0
+    last: float | None = None
+    save: float = 1.0
+
+    def needed(self, last: bool, steps: int) -> float:
+        """Return the seconds to have before a step, and to save after it; ``steps`` are those of an epoch."""
+        step = self.step if not last else self.last or self.step * (1 + 0.2 * steps)
+        return 1.25 * (step + self.save)
 
 
 class Loop:
@@ -86,6 +131,7 @@ class Loop:
         stage: its name; also of its files in ``directory``.
         directory: where the state is kept; ``None`` keeps none.
         settings: what the stretch was started with; a state of other settings is not continued.
+        progress: is told of every step; under a :class:`~reluctant.progress.TimeLimit` the loop stops before it.
         save_seconds: at least so often the state is written; it always is after an epoch.
 
     Example::
@@ -114,13 +160,16 @@ class Loop:
         self.stage, self.augmentation, self.epochs, self.batch = stage, augmentation, epochs, batch
         self.fabric, self.seed, self.save_seconds = fabric, seed, save_seconds
         self.progress = progress if fabric.global_rank == 0 else silent
+        self.limit = limit_of(progress)
         self.train = train.to(fabric.device)
         self.directory = directory
-        self.settings = json.loads(json.dumps({"seed": seed, "epochs": epochs, "batch": batch, **(settings or {})}))
+        given = {"seed": seed, "epochs": epochs, "batch": batch, "augmentation": asdict(augmentation)}
+        self.settings = json.loads(json.dumps({**given, **(settings or {})}))
         self.history: list[dict[str, float]] = []
         self._kept: dict[str, Stateful] = {}
         self._stopped = False
         self._before, self._begun = 0.0, time.monotonic()
+        self._pace = Pace()
 
     @classmethod
     def of_job(cls, job: Job, *, epochs: int, batch: int, settings: Mapping[str, Any]) -> "Loop":
@@ -151,18 +200,27 @@ class Loop:
         return result
 
     def __iter__(self) -> Iterator[Step]:
-        """Yield the steps that are left. What the body does at the last step of an epoch belongs to that epoch."""
+        """Yield the steps that are left. What the body does at the last step of an epoch belongs to that epoch.
+
+        Raises:
+            Paused: the time limit is near; the state is saved.
+        """
         epoch, index = self._resume()
         steps = self.train.steps(self.batch)
         saved = time.monotonic()
         ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
         while epoch < self.epochs:
-            batches = self.train.epoch(self.batch, (self.seed, epoch), self.augmentation, start=index, **ranks)
-            for images, labels in batches:
-                last = index == steps - 1
-                yield Step(epoch, index, (epoch * steps + index) / (self.epochs * steps), last, images, labels)
+            view = self.augmentation.view(epoch) if self.augmentation.views else None
+            for batch in self.train.epoch(self.batch, epoch, self.augmentation, seed=self.seed, start=index, **ranks):
+                last, done = index == steps - 1, epoch * steps + index
+                if self.is_late(self._pace.needed(last, steps)):
+                    self._save(epoch, index)
+                    self.pause(self.stage, done, self.epochs * steps)
+                begun = time.monotonic()
+                yield Step(epoch, index, done / (self.epochs * steps), last, *batch, view)
                 index += 1
-                self.progress(self.stage, epoch * steps + index, self.epochs * steps, **self._latest())
+                self.progress(self.stage, done + 1, self.epochs * steps, **self._latest())
+                self._measure(last, time.monotonic() - begun)
                 if self._stopped:
                     self._save(self.epochs, 0)
                     return
@@ -172,6 +230,36 @@ class Loop:
             epoch, index = epoch + 1, 0
             self._save(epoch, index)
             saved = time.monotonic()
+
+    def _measure(self, last: bool, seconds: float) -> None:
+        if last:
+            self._pace.last = max(self._pace.last or 0.0, seconds)
+        else:
+            self._pace.step = max(self._pace.step, seconds)
+
+    def is_late(self, needed: float | None = None) -> bool:
+        """Return whether fewer than ``needed`` seconds are left under the time limit; the same on all ranks.
+
+        Args:
+            needed: an ordinary step's if not given.
+        """
+        if self.limit is None:
+            return False
+        needed = self._pace.needed(False, 1) if needed is None else needed
+        self.limit.longest = max(self.limit.longest, needed)
+        late = torch.tensor(float(self.limit.left < needed), device=self.fabric.device)
+        if self.fabric.world_size > 1:
+            late = self.fabric.all_reduce(late, reduce_op="max")
+        return bool(late)
+
+    def pause(self, stage: str, done: int, total: int) -> NoReturn:
+        """Stop for now, at ``done`` of ``total`` of ``stage``.
+
+        Raises:
+            Paused: always.
+        """
+        assert self.limit is not None, "only a loop that is late pauses"
+        self.limit.pause(stage, done, total, self._seconds() / done * (total - done) if done else None)
 
     def take(
         self, loss: Tensor, *optimizers: torch.optim.Optimizer, clip: tuple[nn.Module, float] | None = None
@@ -209,30 +297,28 @@ class Loop:
     def _save(self, epoch: int, index: int) -> None:
         if self._file is None or self.fabric.global_rank != 0:
             return
-        buffer = io.BytesIO()
+        begun = time.monotonic()
         state = {
             "settings": self.settings,
             "epoch": epoch,
             "index": index,
             "history": self.history,
             "seconds": self._seconds(),
+            "pace": asdict(self._pace),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all(),
             **{f"kept/{name}": thing.state_dict() for name, thing in self._kept.items()},
         }
-        torch.save(state, buffer)
-        write_atomically(self._file, buffer.getvalue())
+        write_state(self._file, state)
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
         write_atomically(self._file.with_suffix(".metrics.jsonl"), lines.encode())
+        self._pace.save = max(self._pace.save, time.monotonic() - begun)
 
     def _resume(self) -> tuple[int, int]:
         """Load the state file, if there is one of the same settings; return where to go on."""
         if self._file is None or not self._file.exists():
             return 0, 0
-        try:
-            state = torch.load(self._file, weights_only=True, map_location="cpu")
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{self._file} is damaged; delete it to start {self.stage} again") from error
+        state = read_state(self._file)
         if state["settings"] != self.settings:
             raise CheckpointError(
                 f"{self._file} is of a run with other settings or weights; choose another --out, or delete it"
@@ -241,6 +327,7 @@ class Loop:
             thing.load_state_dict(state[f"kept/{name}"])
         self.history = state["history"]
         self._before = state["seconds"]
+        self._pace = Pace(**state["pace"])
         torch.set_rng_state(state["random"])
         if len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random_cuda"])

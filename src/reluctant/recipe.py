@@ -27,8 +27,9 @@ from reluctant.errors import UsageError
 from reluctant.methods import METHODS
 from reluctant.methods.base import Method
 from reluctant.registry import unknown
+from reluctant.task import Task
 from reluctant.training import FINETUNE, Training
-from reluctant.units import as_type_of
+from reluctant.units import as_type_of, check_number
 
 #: What every generator of random numbers on the way can be started from.
 SEEDS = 2**32
@@ -42,6 +43,7 @@ class Recipe:
         training: of the dense network.
         finetune: of the linearized one.
         method, budget: ``None`` for a dense network.
+        views, cutout: of the images' augmentation (:class:`reluctant.task.Augmentation`), beside the task's own.
         note: a line that goes into every record, for instance that this is a short recipe.
     """
 
@@ -51,18 +53,26 @@ class Recipe:
     training: Training = Training()
     method: Method | None = None
     budget: str | None = None
+    views: int = 0
+    cutout: int = 0
     note: str | None = None
     finetune: Training = FINETUNE
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < SEEDS:
             raise UsageError(f"seed is {self.seed!r}, expected a whole number from 0 to {SEEDS - 1:,}")
+        for name in ("views", "cutout"):
+            check_number(getattr(self, name), name, whole=True, zero=True)
         if self.budget is not None:
             Budget.parse(self.budget)
 
     def to_json(self) -> dict[str, Any]:
         """Return every setting as a JSON object."""
         return {**asdict(self), "method": None if self.method is None else self.method.to_json()}
+
+    def prepare(self, task: Task) -> Task:
+        """Return ``task`` with the augmentation that the recipe asks for."""
+        return replace(task, augmentation=replace(task.augmentation, views=self.views, cutout=self.cutout))
 
     @property
     def digest(self) -> str:
@@ -95,7 +105,8 @@ class Recipe:
             text, optional = settings.get(key), key in ("budget", "note")
             if not (isinstance(text, str) or (optional and text is None)):
                 raise UsageError(f"{key} is {text!r}, expected text")
-        settings["seed"] = as_type_of(0, settings.get("seed", 0), "seed")
+        for key in ("seed", "views", "cutout"):
+            settings[key] = as_type_of(0, settings.get(key, 0), key)
         return cls(**settings)
 
 

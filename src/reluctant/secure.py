@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reluctant.costs.networks import parse_network
+from reluctant.distillation import logits
 from reluctant.engines import ENGINES
 from reluctant.engines.base import Engine, EngineRun
 from reluctant.errors import ShapeError, UsageError
 from reluctant.masked import MaskedModel, attach
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
+from reluctant.progress import Progress, silent
 from reluctant.sites import evaluating, find_sites
-from reluctant.task import Progress, silent
-from reluctant.training import logits
 
 Outputs = np.ndarray[Any, np.dtype[np.float32]]
 

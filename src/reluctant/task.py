@@ -7,7 +7,7 @@ split is carved from the published training set by a seed, so nothing is ever ch
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,26 +16,35 @@ from torch import Tensor, nn
 
 from reluctant.errors import DataError, ShapeError
 from reluctant.prices import Prices
+from reluctant.progress import Progress, silent
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """What long work tells whoever watches: ``done`` of ``total`` steps of ``stage``, and the latest metrics."""
-
-    def __call__(self, stage: str, done: int, total: int, **metrics: float) -> None: ...
-
-
-def silent(stage: str, done: int, total: int, **metrics: float) -> None:
-    """The progress of someone who does not look."""
 
 
 def stream(*key: int) -> torch.Generator:
     """Return a CPU generator that is a function of ``key`` alone (seed, epoch, step, ...)."""
     state = np.random.SeedSequence(key).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What chance decided about some images.
+
+    Args:
+        shift: of the crop's corner, in pixels.
+        mirrored: left and right change places.
+        centre: of the cutout, as shares of height and width.
+    """
+
+    shift: Int64[Tensor, "B 2"]
+    mirrored: Bool[Tensor, "B"]
+    centre: Float[Tensor, "B 2"]
+
+    def at(self, index: Int64[Tensor, "b"] | slice) -> "Draw":
+        """Return the draw of the images at ``index``."""
+        return Draw(self.shift[index], self.mirrored[index], self.centre[index])
 
 
 @dataclass(frozen=True)
@@ -46,38 +55,59 @@ class Augmentation:
         crop_padding: pixels of zero padding before a crop back to the old size.
         flip: mirror left and right with probability one half.
         cutout: side of a square set to zero, in pixels; 0 for none.
+        views: how many different draws a training makes; its epochs take them in turn, and a teacher sees each once
+            (:class:`reluctant.teacher.Teacher`). 0 draws anew in every epoch.
     """
 
     crop_padding: int = 0
     flip: bool = False
     cutout: int = 0
+    views: int = 0
 
-    def __call__(self, images: UInt8[Tensor, "B C H W"], generator: torch.Generator) -> UInt8[Tensor, "B C H W"]:
-        """Return augmented images of the same shape; draws come from ``generator`` (on the CPU)."""
+    def view(self, epoch: int) -> int:
+        """Return the number of the view that ``epoch`` sees."""
+        return epoch % self.views if self.views else epoch
+
+    def draw(self, count: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Draw:
+        """Return the random choices for ``count`` images, on ``device``; ``generator`` is one of the CPU."""
+        shift = torch.randint(0, 2 * self.crop_padding + 1, (count, 2), generator=generator)
+        mirrored = (torch.rand(count, generator=generator) < 0.5) & self.flip
+        centre = torch.rand(count, 2, generator=generator)
+        return Draw(shift.to(device), mirrored.to(device), centre.to(device))
+
+    def __call__(self, images: UInt8[Tensor, "B C H W"], draw: Draw) -> UInt8[Tensor, "B C H W"]:
+        """Return augmented images of the same shape, on the device of both."""
         count, _, height, width = images.shape
         device = images.device
-        rows = torch.arange(height, device=device).expand(count, -1)
-        columns = torch.arange(width, device=device).expand(count, -1)
-        if self.crop_padding:
-            shift = torch.randint(0, 2 * self.crop_padding + 1, (2, count, 1), generator=generator).to(device)
-            images = nn.functional.pad(images, (self.crop_padding,) * 4)
-            rows, columns = rows + shift[0], columns + shift[1]
-        if self.flip:
-            mirrored = (torch.rand(count, 1, generator=generator) < 0.5).to(device)
-            columns = torch.where(mirrored, columns.flip(1), columns)
         if self.crop_padding or self.flip:
+            rows = torch.arange(height, device=device) + draw.shift[:, :1]
+            columns = torch.arange(width, device=device) + draw.shift[:, 1:]
+            columns = torch.where(draw.mirrored[:, None], columns.flip(1), columns)
+            images = nn.functional.pad(images, (self.crop_padding,) * 4)
             picked = torch.arange(count, device=device)[:, None, None]
             images = images.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         if self.cutout:
-            images = images * ~self._hole(count, height, width, generator).to(device)
+            rows = self._cut(height, draw.centre[:, :1])
+            columns = self._cut(width, draw.centre[:, 1:])
+            images = images * ~(rows[:, :, None] & columns[:, None, :])[:, None]
         return images
 
-    def _hole(self, count: int, height: int, width: int, generator: torch.Generator) -> Bool[Tensor, "B 1 H W"]:
-        centre = torch.rand(2, count, 1, generator=generator) * torch.tensor([height, width])[:, None, None]
-        low, high = (centre - self.cutout / 2).round(), (centre + self.cutout / 2).round()
-        rows = (torch.arange(height) >= low[0]) & (torch.arange(height) < high[0])
-        columns = (torch.arange(width) >= low[1]) & (torch.arange(width) < high[1])
-        return (rows[:, :, None] & columns[:, None, :])[:, None]
+    def _cut(self, size: int, centre: Float[Tensor, "B 1"]) -> Bool[Tensor, "B size"]:
+        """Return which of ``size`` rows or columns the cutout takes; it may stick out."""
+        line, middle = torch.arange(size, device=centre.device), centre * size
+        return (line >= (middle - self.cutout / 2).round()) & (line < (middle + self.cutout / 2).round())
+
+
+class Batch(NamedTuple):
+    """Some images of a split, as a network reads them.
+
+    Args:
+        ids: their places in the split.
+    """
+
+    images: Float[Tensor, "B C H W"]
+    labels: Int64[Tensor, "B"]
+    ids: Int64[Tensor, "B"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,23 +149,37 @@ class Split:
     def epoch(
         self,
         size: int,
-        key: tuple[int, ...],
+        epoch: int,
         augmentation: Augmentation,
         *,
+        seed: int = 0,
         start: int = 0,
         rank: int = 0,
         ranks: int = 1,
-    ) -> Iterator[tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]]:
-        """Yield the shuffled, augmented batches ``start ...`` of the epoch named by ``key``.
+    ) -> Iterator[Batch]:
+        """Yield the shuffled, augmented batches ``start ...`` of ``epoch``.
 
-        Order and augmentation are functions of ``key`` and of the step alone, so an interrupted epoch goes on where it
+        Order and augmentation are functions of ``seed`` and ``epoch`` alone, so an interrupted epoch goes on where it
         stopped. With several ``ranks`` each gets its share of every batch.
         """
-        order = torch.randperm(len(self), generator=stream(*key))
+        order = torch.randperm(len(self), generator=stream(seed, epoch)).to(self.images.device)
+        draw = self._draw(augmentation.view(epoch), augmentation, seed)
         for step in range(start, self.steps(size)):
-            index = order[step * size : (step + 1) * size].to(self.images.device)
-            images = augmentation(self.images[index], stream(*key, step))
-            yield self.normalised(images[rank::ranks]), self.labels[index][rank::ranks]
+            index = order[step * size : (step + 1) * size][rank::ranks]
+            images = augmentation(self.images[index], draw.at(index))
+            yield Batch(self.normalised(images), self.labels[index], index)
+
+    def view(
+        self, size: int, number: int, augmentation: Augmentation, *, seed: int = 0, start: int = 0
+    ) -> Iterator[Float[Tensor, "B C H W"]]:
+        """Yield all images from ``start`` on in their order, ``size`` at a time, augmented as in view ``number``."""
+        draw = self._draw(number, augmentation, seed)
+        for first in range(start, len(self), size):
+            part = slice(first, first + size)
+            yield self.normalised(augmentation(self.images[part], draw.at(part)))
+
+    def _draw(self, view: int, augmentation: Augmentation, seed: int) -> Draw:
+        return augmentation.draw(len(self), stream(seed, view, 1), self.images.device)
 
     def batches(self, size: int) -> Iterator[tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]]:
         """Yield all images in their order, as they are, ``size`` at a time."""

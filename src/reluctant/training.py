@@ -19,11 +19,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from reluctant.distillation import Teacher, distillation, logits
 from reluctant.errors import ReluctantError, UsageError
 from reluctant.loop import Counters, Loop
 from reluctant.masked import MaskedModel
+from reluctant.progress import Progress, silent
 from reluctant.sites import copied, evaluating
-from reluctant.task import Progress, Split, Task, silent
+from reluctant.task import Split, Task
 from reluctant.units import check_number
 
 if TYPE_CHECKING:
@@ -132,31 +134,6 @@ def make_fabric(*, device: str = "auto", precision: Precision = "auto", input_sh
     return fabric
 
 
-def logits(output: Any) -> Tensor:
-    """Return the class scores ``[B, K]`` in what a network returned: the tensor itself, or the first of several."""
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    return output
-
-
-def frozen(model: nn.Module, fabric: "Fabric") -> Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B K"]]:
-    """Return a teacher: a copy of ``model`` in evaluation mode that gives class scores without gradients."""
-    teacher = copied(model).to(fabric.device).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def scores(images: Tensor) -> Tensor:
-        with fabric.autocast():
-            return logits(teacher(images.clone())).float()  # a network may overwrite its input
-
-    return scores
-
-
-def distillation(student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], temperature: float) -> Float[Tensor, ""]:
-    """Return ``T^2 KL(teacher || student)`` at temperature T, the mean over the batch (Hinton et al., 2015)."""
-    soft = F.log_softmax(student / temperature, 1)
-    return temperature**2 * F.kl_div(soft, F.softmax(teacher / temperature, 1), reduction="batchmean")
-
-
 def rate(done: float, warmup: float) -> float:
     """Return the factor on the learning rate after the share ``done`` of all steps: linear up, then cosine to zero."""
     if done < warmup:
@@ -249,11 +226,11 @@ def fit(
     )
     kept: dict[str, Any] = {"best": best} | ({} if average is None else {"average": average})
     network, optimizer = loop.setup(student, optimizer, **kept)
-    scores = None if teacher is None else frozen(teacher, fabric)
+    scores = None if teacher is None else Teacher(teacher, loop)
     for step in loop:
         network.train()
         set_rate(optimizer, training.lr * rate(step.done, training.warmup))
-        target = None if scores is None else scores(step.images)
+        target = None if scores is None else scores(step)
         output = logits(network(step.images))
         loss = F.cross_entropy(output, step.labels, label_smoothing=training.label_smoothing)
         if target is not None:

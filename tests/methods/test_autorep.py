@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reluctant.distillation import distillation
 from reluctant.errors import UsageError
 from reluctant.masked import attach
 from reluctant.methods.autorep import AutoReP, HardGate, Indicator, hysteresis
 from reluctant.sites import find_sites
 from reluctant.surrogates import Quadratic, quadratic_fit
-from reluctant.training import distillation
 
 
 def gate(auxiliary, surrogate=None):
@@ -115,7 +115,8 @@ def by_hand(network, activation, job, autorep):
     optimizer = torch.optim.Adam([{"params": [*network.parameters(), c0, c1, c2]}, {"params": [w]}])
     kept, counts, steps = torch.ones(4, 8, 8, dtype=torch.bool), [], job.train.steps(autorep.batch)
     for epoch in range(autorep.search_epochs):
-        for index, (images, labels) in enumerate(job.train.epoch(autorep.batch, (job.seed, epoch), job.augmentation)):
+        batches = job.train.epoch(autorep.batch, epoch, job.augmentation, seed=job.seed)
+        for index, (images, labels, _) in enumerate(batches):
             done = (epoch + index / steps) / autorep.search_epochs
             share = autorep.lr_end + (1 - autorep.lr_end) * (1 + math.cos(math.pi * done)) / 2
             for group, lr in zip(optimizer.param_groups, (autorep.lr, autorep.mask_lr), strict=True):

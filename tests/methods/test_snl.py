@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from reluctant.blend import BlendedReLU
+from reluctant.distillation import distillation
 from reluctant.masked import attach
 from reluctant.methods.snl import SNL, SoftGate
 from reluctant.sites import find_sites
-from reluctant.training import distillation
 
 
 def test_without_a_task_gradient_no_gate_is_dropped_before_step_990():
@@ -80,7 +80,7 @@ def by_hand(network, job, snl):
     groups = [{"params": network.parameters(), "lr": snl.lr}, {"params": [alpha], "lr": snl.gate_lr}]
     optimizer, penalty, low, noted = torch.optim.Adam(groups), snl.penalty, alpha.numel(), []
     for epoch in range(snl.max_epochs):
-        for images, labels in job.train.epoch(snl.batch, (job.seed, epoch), job.augmentation):
+        for images, labels, _ in job.train.epoch(snl.batch, epoch, job.augmentation, seed=job.seed):
             z = network[:2](images)
             output = network[3:](alpha * z.relu() + (1 - alpha) * z)
             with torch.no_grad():

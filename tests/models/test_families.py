@@ -13,7 +13,7 @@ def relu_shapes(model: nn.Module, side: int, channels: int = 3) -> list[tuple[st
     for name, module in model.named_modules():
         if isinstance(module, nn.ReLU):
             module.register_forward_hook(lambda _, __, y, name=name: calls.append((name, tuple(y.shape[1:]))))
-    model(torch.zeros(1, channels, side, side, device="meta"))
+    model.eval()(torch.zeros(1, channels, side, side, device="meta"))
     return calls
 
 

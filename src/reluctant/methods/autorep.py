@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from reluctant.blend import BlendedReLU
+from reluctant.distillation import Teacher, distillation, logits
 from reluctant.errors import UsageError
 from reluctant.loop import Counters, Loop
 from reluctant.mask import Mask
@@ -31,7 +32,6 @@ from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.methods.base import MaskMethod
 from reluctant.surrogates import Quadratic, Surrogate
 from reluctant.task import Job
-from reluctant.training import distillation, frozen, logits
 
 log = logging.getLogger(__name__)
 
@@ -168,13 +168,13 @@ class AutoReP(MaskMethod):
         state = Counters(calls=0)
         loop = Loop.of_job(job, epochs=self.search_epochs, batch=self.batch, settings=self.to_json())
         network, optimizer = loop.setup(model, optimizer, counters=state)
-        teacher = frozen(job.teacher, job.fabric)
+        teacher = Teacher(job.teacher, loop)
         for step in loop:
             network.train()
             cosine = (1 + math.cos(math.pi * step.done)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (self.lr_end + (1 - self.lr_end) * cosine)
-            target = teacher(step.images)
+            target = teacher(step)
             output = logits(network(step.images))
             loss = F.cross_entropy(output, step.labels) + self.distil * distillation(output, target, self.temperature)
             loop.take(loss + self.penalty * self.over_budget(gates, job), optimizer)

@@ -19,12 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reluctant.blend import BlendedReLU
+from reluctant.distillation import Teacher, distillation, logits
 from reluctant.loop import Counters, Loop
 from reluctant.mask import Mask
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.methods.base import MaskMethod
 from reluctant.task import Job
-from reluctant.training import distillation, frozen, logits
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +100,10 @@ class SNL(MaskMethod):
         state = Counters(penalty=self.penalty, low=model.sites.total)
         loop = Loop.of_job(job, epochs=self.max_epochs, batch=self.batch, settings=self.to_json())
         network, optimizer = loop.setup(model, optimizer, counters=state)
-        teacher = frozen(job.teacher, job.fabric)
+        teacher = Teacher(job.teacher, loop)
         for step in loop:
             network.train()
-            target = teacher(step.images)
+            target = teacher(step)
             output = logits(network(step.images))
             loss = F.cross_entropy(output, step.labels) + self.distil * distillation(output, target, self.temperature)
             size = torch.stack([alpha.abs().sum() for alpha in alphas]).sum()

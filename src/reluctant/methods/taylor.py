@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reluctant.distillation import logits
 from reluctant.mask import Mask
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.methods.base import MaskMethod
 from reluctant.sites import evaluating
 from reluctant.task import Job
-from reluctant.training import logits
 
 log = logging.getLogger(__name__)
 

@@ -55,6 +55,7 @@ MODELS = Zoo(
         "resnet34": "reluctant.models.resnet:resnet34",
         "wrn-22-8": "reluctant.models.wrn:wrn_22_8",
         "vgg16-bn": "reluctant.models.vgg:vgg16_bn",
+        "efficientnet-b2": "reluctant.models.efficientnet:efficientnet_b2",
     },
 )
 

@@ -8,6 +8,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from reluctant.report.front import Front, Point
@@ -152,6 +153,83 @@ def _set_axes(axes: Any, front: Front) -> None:
     ends = [100 * end for point in points for end in point.interval]
     span = max(1.0, max(ends) - min(ends))
     axes.set_ylim(max(0.0, min(ends) - 0.1 * span), min(100.4, max(ends) + 0.1 * span))
+
+
+#: Edge colour (Okabe and Ito's set, which colour-blind readers tell apart) and marker of the series of a picture.
+_MARKS = (
+    ("#000000", "o"), ("#777777", "o"), ("#56B4E9", "o"), ("#009E73", "s"), ("#D55E00", "^"), ("#0072B2", "D"),
+    ("#CC79A7", "X"), ("#E69F00", "v"), ("#882255", "*"), ("#44AA99", "p"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Series:
+    """The (ReLUs, accuracy) of one method in one panel; ``filled`` if they are our own."""
+
+    name: str
+    points: tuple[tuple[int, float], ...]
+    filled: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What may be drawn on one pair of axes, because it may be compared."""
+
+    title: str
+    series: tuple[Series, ...]
+
+
+def panels_figure(panels: Sequence[Panel], x: str, y: str, name: str) -> str:
+    """Return an SVG file of panels with one scale of accuracy, on white: for pages that are not ours to colour.
+
+    A series has the same marker in every panel. No line joins points: those of one method may be of several networks.
+
+    Args:
+        x, y: labels of the axes.
+        name: what the identifiers inside of the SVG are made from, so that equal pictures are equal files.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    panels = [panel for panel in panels if panel.series]
+    style = {key: value for key, value in _STYLE.items() if isinstance(value, bool) or key == "axes.grid.axis"}
+    names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
+    with matplotlib.rc_context({**style, "font.size": 10, "svg.fonttype": "path", "svg.hashsalt": name}):
+        figure = Figure(figsize=(10, 5.4), layout="constrained", facecolor="white")
+        FigureCanvasSVG(figure)
+        shown: dict[str, Any] = {}
+        for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+            for series in panel.series:
+                colour, marker = _MARKS[names.index(series.name) % len(_MARKS)]
+                relus, accuracies = zip(*series.points, strict=True)
+                (shown[series.name],) = axes.plot(
+                    relus,
+                    [100 * accuracy for accuracy in accuracies],
+                    linestyle="none",
+                    marker=marker,
+                    markersize=7.5,
+                    markerfacecolor=colour if series.filled else "none",
+                    markeredgecolor=colour,
+                    markeredgewidth=1.5,
+                    label=series.name,
+                )
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda relus, _: _short(relus)))
+            axes.margins(x=0.07, y=0.06)
+            axes.grid(color="#dddddd", linewidth=0.7)
+            axes.set_xlabel(x)
+            axes.set_title(panel.title, loc="left", fontsize=10.5)
+        figure.axes[0].set_ylabel(y)
+        figure.legend(
+            [shown[n] for n in names], names, loc="outside lower center", ncols=4, frameon=False, handletextpad=0.3
+        )
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
 def _short(relus: float) -> str:

@@ -31,7 +31,7 @@ def results_page(records: Iterable[Record]) -> str:
     for task in dict.fromkeys(network.head.task for network in found):
         here = [network for network in found if network.head.task == task]
         dense = [network for network in here if network.is_dense]
-        lines += ["", f"## {_cell(task)}"]
+        lines += ["", f"## {cell(task)}"]
         lines += _table("Dense networks", dense) if dense else []
         for track, title in _TRACKS.items():
             rows = [network for network in here if not network.is_dense and network.head.track == track]
@@ -41,7 +41,7 @@ def results_page(records: Iterable[Record]) -> str:
 
 def _table(title: str, rows: list[Network]) -> list[str]:
     notes = {
-        f"* {_cell(network.head.model)}, {_cell(network.label)}: {_cell(record.note)}"
+        f"* {cell(network.head.model)}, {cell(network.label)}: {cell(record.note)}"
         for network in rows
         for record in network.records
         if record.note
@@ -61,9 +61,9 @@ def _row(network: Network) -> list[str]:
     head, test = network.head, network.evaluation
     made = next((record for record in network.records if record.epochs is not None), None)
     return [
-        _cell(head.model),
-        _cell(network.label),
-        _cell(head.surrogate or "–"),
+        cell(head.model),
+        cell(network.label),
+        cell(head.surrogate or "–"),
         f"{head.relus['kept']:,}",
         f"{head.relus['total']:,}",
         "–" if network.accuracy is None else percent(network.accuracy),
@@ -72,9 +72,9 @@ def _row(network: Network) -> list[str]:
         str(head.seed),
         str(made.epochs) if made else "–",
         format_seconds(made.seconds) if made else "–",
-        _cell(made.device) if made else "–",
-        _cell(_inference(network)),
-        ", ".join(f"[{record.kind}]({_cell(record.name)}.record.json)" for record in network.records),
+        cell(made.device) if made else "–",
+        cell(_inference(network)),
+        ", ".join(f"[{record.kind}]({cell(record.name)}.record.json)" for record in network.records),
     ]
 
 
@@ -87,7 +87,7 @@ def _inference(network: Network) -> str:
     return f"{figures} ({run.secure['engine']}, {run.secure['network']}, {run.device})"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Return ``text`` as it stands, on one line, whatever Markdown would make of it."""
     for sign in "\\`*_{}[]<>|#":
         text = text.replace(sign, f"\\{sign}")

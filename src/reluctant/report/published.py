@@ -1,0 +1,420 @@
+"""Published results as data, and the page that shows them beside our own records, never mixed with them.
+
+A published point is what its authors reported. It is no record: nothing of it was run here, and most of the checkpoints
+behind these points were chosen on the test set.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+from reluctant.errors import UsageError
+from reluctant.recipe import Recipe, read_toml
+from reluctant.records import Record, Track
+from reluctant.report.front import fronts
+from reluctant.report.networks import Network, networks
+from reluctant.report.plot import Panel, Series, panels_figure
+from reluctant.report.results import cell
+from reluctant.report.sentences import percent
+from reluctant.units import format_seconds
+
+Selection = Literal["test set", "held-out", "unknown"]
+
+#: ReLUs of an image in each network of the points; ``None`` where a searched network keeps all it has.
+BACKBONES: Mapping[str, int | None] = {
+    "ResNet-18": 491_520,  # no ReLU after the stem, as in SNL's code
+    "ResNet-18 with stem ReLU": 557_056,
+    "ResNet-18, half width": 245_760,
+    "ResNet-18, half resolution": 122_880,
+    "ResNet-18, half width and resolution": 61_440,
+    "WRN-22-8": 1_359_872,  # no ReLU after the last block, as in SNL's code
+    "WRN-22-8 with last ReLU": 1_392_640,
+    "Sphynx": None,
+}
+
+#: The networks that may be drawn together as ResNet-18, and the zoo's name of ours.
+_RESNET18 = ("ResNet-18", "ResNet-18 with stem ReLU")
+_OURS = "resnet18"
+
+
+@dataclass(frozen=True)
+class PublishedPoint:
+    """One accuracy at one number of ReLUs, as its authors or a named other source report it.
+
+    Args:
+        model: a key of :data:`BACKBONES`.
+        relus: kept, an image.
+        accuracy: on the test set, a share of 1.
+        track: what a dropped ReLU becomes; ``None`` where the network was searched and drops none.
+        source: paper and place, and what is second hand or inferred about it.
+        selection: the images on which the checkpoint was chosen.
+        sure: whether the network is known; if not, ``model`` is the likelier one.
+    """
+
+    method: str
+    task: str
+    model: str
+    relus: int
+    accuracy: float
+    track: Track | None
+    source: str
+    selection: Selection = "unknown"
+    sure: bool = True
+
+    @property
+    def total(self) -> int:
+        """ReLUs of an image before any was dropped."""
+        return BACKBONES[self.model] or self.relus
+
+
+_FORK = "github.com/ajevnisek/selective_network_linearization"
+_FIGURE = (
+    f"figure 3 of SNL (ICML 2022, arXiv:2202.02340), second hand: as transcribed in the plotting scripts of {_FORK}"
+)
+_TABLE = "second hand: the tables of ReLUPruner (AAAI 2026)"
+_SNL = f"SNL: {_FIGURE}"
+_SNL_50K = f"{_SNL}; 49.4K ReLUs there, 49.9K as repeated in the tables of ReLUPruner (AAAI 2026)"
+_SNL_WIDE = f"{_SNL}; the network is uncertain: probably WRN-22-8, a later table says ResNet-18"
+_RERUN = f"SNL's released code as run by others, not in the paper: logs in {_FORK}; the counts are those reached"
+_HELD_OUT = (
+    f'SNL as run by others, not in the paper: a list labelled "with val" in the plotting scripts of {_FORK}; that the '
+    "network is the same and the checkpoint was chosen on held-out images is our reading of the label"
+)
+_REDUCE = (
+    f"DeepReDuce (ICML 2021, arXiv:2103.01396): {_FIGURE}; counts and networks are those of the released definitions, "
+    "paired with the accuracies by their number of ReLUs"
+)
+_SPHYNX = f"Sphynx (arXiv:2106.11755): {_FIGURE}; counts computed from the released networks"
+_SPHYNX_230K = f"Sphynx (arXiv:2106.11755): {_FIGURE}; no network of this size was released"
+_SENET = (
+    f"SENet (ICLR 2023, arXiv:2301.09254), {_TABLE}; that the network has a stem ReLU is read from code of its authors"
+)
+_SENET_150K = (
+    f"SENet (ICLR 2023, arXiv:2301.09254), {_TABLE}; the network is uncertain: sources say ResNet-18 and WRN-22-8"
+)
+_PRUNER = "ReLUPruner (AAAI 2026), its tables; that the student has no stem ReLU is read from its code"
+_PRUNER_50K = (
+    f"{_PRUNER}; 5.9 points above the same method at 24.9K, and the text gives 76.13 and 79.13 for an ablation of it"
+)
+_PRUNER_WIDE = "ReLUPruner (AAAI 2026), its tables; that the network keeps its last ReLU is read from its code"
+_AUTOREP = (
+    "AutoReP (ICCV 2023, arXiv:2308.10134), abstract; that the network is ResNet-18 is read from the released script, "
+    "which accepts up to 2,000 ReLUs more than the budget"
+)
+_LINES = (
+    f"AutoReP, {_TABLE}; that they are of its first-order variant is inferred: its authors' notes have 67.75 and 73.86"
+)
+_LINES_WIDE = f"AutoReP, {_TABLE}; that they are of its first-order variant is inferred"
+_NOTES = "AutoReP, notes of its authors in github.com/HarveyP123/AutoReP on first-order runs; not in the paper"
+_BCD = (
+    f"scripts of the group of BCD (arXiv:2511.11781) in {_FORK}, written before that paper: not its method as published; "
+    "the paper's own tables were not at hand"
+)
+
+
+def _points(
+    method: str,
+    model: str,
+    track: Track | None,
+    source: str,
+    results: Mapping[int, float],
+    selection: Selection = "unknown",
+    sure: bool = True,
+) -> tuple[PublishedPoint, ...]:
+    """Return the points of CIFAR-100 that ``results`` (ReLUs -> accuracy in percent, as printed) holds."""
+    return tuple(
+        PublishedPoint(method, "cifar100", model, relus, round(accuracy / 100, 4), track, source, selection, sure)
+        for relus, accuracy in results.items()
+    )
+
+
+_SNL_RESULTS = {
+    12_900: 66.53, 14_900: 67.17, 25_000: 70.05, 29_800: 70.18, 40_000: 72.35, 60_000: 74.85, 69_800: 75.29,
+    79_100: 75.72, 99_900: 75.94,
+}  # fmt: skip
+_SNL_HELD_OUT = {5_998: 57.13, 8_987: 62.28, 12_961: 65.51, 14_865: 66.00, 24_936: 68.53, 29_909: 69.12}
+_SPHYNX_RESULTS = {25_600: 66.13, 30_720: 67.37, 40_960: 68.23, 51_200: 69.57, 71_680: 71.06, 102_400: 72.90}
+
+PUBLISHED: tuple[PublishedPoint, ...] = (
+    *_points("SNL", "ResNet-18", "free", _SNL, _SNL_RESULTS, "test set"),
+    *_points("SNL", "ResNet-18", "free", _SNL_50K, {49_900: 73.75}, "test set"),
+    *_points(
+        "SNL", "WRN-22-8", "free", _SNL_WIDE, {120_000: 76.35, 150_000: 77.35, 180_000: 77.65, 248_400: 77.70},
+        "test set", sure=False,
+    ),
+    *_points(
+        "SNL, rerun", "ResNet-18", "free", _RERUN, {5_859: 57.65, 8_967: 62.79, 12_784: 66.02, 14_621: 67.16},
+        "test set",
+    ),
+    *_points("SNL, rerun with val", "ResNet-18", "free", _HELD_OUT, _SNL_HELD_OUT, "held-out"),
+    *_points("DeepReDuce", "ResNet-18, half width and resolution", "free", _REDUCE, {12_288: 64.97}),
+    *_points("DeepReDuce", "ResNet-18, half resolution", "free", _REDUCE, {28_672: 68.68}),
+    *_points("DeepReDuce", "ResNet-18, half width", "free", _REDUCE, {49_152: 69.50, 57_344: 72.68}),
+    *_points("DeepReDuce", "ResNet-18", "free", _REDUCE, {114_688: 74.72, 196_608: 75.51, 229_376: 76.22}),
+    *_points("SENet", "ResNet-18 with stem ReLU", "free", _SENET, {24_600: 70.59, 49_600: 75.28}),
+    *_points("SENet", "ResNet-18 with stem ReLU", "free", _SENET_150K, {150_000: 78.32}, sure=False),
+    *_points("ReLUPruner", "ResNet-18", "free", _PRUNER, {12_900: 68.28, 24_900: 71.98}),
+    *_points("ReLUPruner", "ResNet-18", "free", _PRUNER_50K, {50_000: 77.90}),
+    *_points(
+        "ReLUPruner", "WRN-22-8 with last ReLU", "free", _PRUNER_WIDE, {150_000: 78.61, 180_000: 79.54, 200_000: 79.63}
+    ),
+    *_points("BCD, precursor", "ResNet-18", "free", _BCD, {15_800: 67.94}),
+    *_points("AutoReP, first order", "ResNet-18", "affine", _LINES, {12_900: 67.73, 50_000: 74.28}, "test set"),
+    *_points("AutoReP, first order", "ResNet-18", "affine", _NOTES, {15_000: 68.40, 25_000: 71.10}, "test set"),
+    *_points(
+        "AutoReP, first order", "WRN-22-8", "affine", _LINES_WIDE, {120_000: 76.32, 150_000: 77.38, 180_000: 77.49},
+        "test set",
+    ),
+    *_points("AutoReP", "ResNet-18", "polynomial", _AUTOREP, {12_900: 74.92}, "test set"),
+    *_points("Sphynx", "Sphynx", None, _SPHYNX, _SPHYNX_RESULTS, "test set"),
+    *_points("Sphynx", "Sphynx", None, _SPHYNX_230K, {230_000: 74.93}, "test set"),
+)  # fmt: skip
+
+
+def read_recipes(folder: Path) -> dict[str, Recipe]:
+    """Return the recipes anywhere below ``folder``, by their path from it, in the order of their paths.
+
+    A file that names no task or model is for those of the ``dense.toml`` beside it.
+
+    Raises:
+        UsageError: a file that is no recipe; it is named.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*.toml")):
+        beside = path.with_name("dense.toml")
+        base = read_toml(beside) if beside.is_file() else {}
+        names = {key: base[key] for key in ("task", "model") if key in base}
+        name = path.relative_to(folder).as_posix()
+        try:
+            found[name] = Recipe.from_json(names | read_toml(path))
+        except UsageError as error:
+            raise UsageError(f"recipe {name}: {error}") from error
+    return found
+
+
+def was_run(recipe: Recipe, record: Record) -> bool:
+    """Return whether ``record`` is of ``recipe`` with whatever seed: the same network, method and settings.
+
+    A setting that is younger than the record counts as having had its default.
+    """
+    ran = record.recipe
+    if not isinstance(ran, dict) or record.status != "complete":
+        return False
+    names = {"task": recipe.task, "model": recipe.model, "budget": recipe.budget}
+    method = None if recipe.method is None else {"name": recipe.method.name}
+    default = _settings(Recipe.from_json({**names, "method": method}).to_json())
+    asked, had = _settings(recipe.to_json()), _settings(ran)
+    return all(had.get(key, default.get(key)) == value for key, value in asked.items())
+
+
+def _settings(value: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    """Return the leaves of a recipe by their dotted names, without what makes no other experiment."""
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        name = under + key
+        if isinstance(item, Mapping):
+            leaves |= _settings(item, f"{name}.")
+        elif name not in ("seed", "note"):
+            leaves[name] = item
+    return leaves
+
+
+def cifar100_figure(records: Iterable[Record], published: Sequence[PublishedPoint] = PUBLISHED) -> str:
+    """Return an SVG of the published points, hollow; our own of a ResNet-18, if there are any, are filled.
+
+    Nothing joins the two, and no other network of ours is drawn.
+    """
+    like = [point for point in published if _is_resnet18(point)]
+    other = [point for point in published if not _is_resnet18(point)]
+    ours: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for front in fronts(networks(records)):
+        for point in front.points:
+            head = point.networks[0].head
+            if front.task == "cifar100" and head.model.partition(":")[0] == _OURS:
+                ours[f"reluctant: {head.method}, {head.surrogate}"].append((point.relus, point.accuracy))
+    own = [Series(name, tuple(points), filled=True) for name, points in ours.items()]
+    panels = (
+        Panel("ResNet-18", (*_series(like), *own)),
+        Panel("other networks, or a network in doubt", _series(other)),
+    )
+    return panels_figure(panels, "ReLUs kept, an image", "test accuracy, %", "cifar100")
+
+
+def _is_resnet18(point: PublishedPoint) -> bool:
+    return point.sure and point.model in _RESNET18
+
+
+def _series(points: Iterable[PublishedPoint]) -> tuple[Series, ...]:
+    methods: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for point in points:
+        methods[point.method].append((point.relus, point.accuracy))
+    return tuple(Series(method, tuple(sorted(results))) for method, results in methods.items())
+
+
+_HEAD = """# CIFAR-100
+
+Generated by `python docs/generate.py` from `reluctant.report.published`, the records in `results/` and the recipes in
+`recipes/cifar100/`; do not edit.
+
+## Published points
+
+Numbers as others published them. **Nothing in this section was run by this project.** Before any of it is compared with
+anything:
+
+* **Most of these checkpoints were chosen on the test set**: those of SNL, AutoReP and Sphynx by their released code, and
+  SENet's authors do it in later code of theirs. Of the others it is not known. Only the reruns labelled "with val" seem to
+  be chosen on held-out images. Ours always are, so ours carry no such advantage.
+* Each point is one run, without a spread over seeds. Less than half a point between two of them says little.
+* **free**: a dropped ReLU becomes the identity. **affine**: a line with a trained slope. **polynomial**: a parabola, so a
+  secure square for each dropped ReLU. Fewer ReLUs are not equally cheap in each, and no ranking holds across them. Sphynx
+  (–) is a searched network that drops none.
+* A `?` stands at a network that the sources do not agree on.
+
+![Published accuracy on CIFAR-100 against ReLUs kept; the same points as in the tables below](images/cifar100.svg)
+
+Hollow markers are published points. Filled ones, if there are any, are records of this project, of a ResNet-18; its other
+networks are in tables of their own and in no plot with these.
+"""
+
+
+def cifar100_page(
+    records: Iterable[Record], recipes: Mapping[str, Recipe], published: Sequence[PublishedPoint] = PUBLISHED
+) -> str:
+    """Return the Markdown page of CIFAR-100: published points, our records, and what was not run.
+
+    Args:
+        records: of any tasks; those of CIFAR-100 are shown.
+        recipes: by file, as :func:`read_recipes` returns them.
+    """
+    records = [record for record in records if record.task == "cifar100"]
+    sources = list(dict.fromkeys(point.source for point in published))
+    lines = [*_HEAD.splitlines(), ""]
+    for title, rows in (
+        ("ResNet-18", [point for point in published if _is_resnet18(point)]),
+        ("Other networks, or a network in doubt", [point for point in published if not _is_resnet18(point)]),
+    ):
+        lines += [f"### {title}", "", *_published_table(rows, sources), ""]
+    lines += ["### Sources", "", *(f"{i}. {cell(source)}." for i, source in enumerate(sources, 1)), ""]
+    lines += ["## Records of this project", "", *_own_section(records, recipes), ""]
+    lines += ["## Not run", "", *_not_run(records, recipes)]
+    return "\n".join(lines) + "\n"
+
+
+def _published_table(points: Sequence[PublishedPoint], sources: Sequence[str]) -> list[str]:
+    order = list(dict.fromkeys(point.method for point in points))
+    columns = {
+        "method": "---", "network": "---", "track": "---", "ReLUs kept": "---:", "of": "---:", "share": "---:",
+        "test accuracy": "---:", "checkpoint chosen on": "---", "source": "---:",
+    }  # fmt: skip
+    rows = [
+        (
+            cell(point.method),
+            cell(point.model) + ("" if point.sure else " ?"),
+            point.track or "–",
+            f"{point.relus:,}",
+            f"{point.total:,}",
+            percent(point.relus / point.total),
+            f"{100 * point.accuracy:.2f} %",
+            point.selection,
+            str(sources.index(point.source) + 1),
+        )
+        for point in sorted(points, key=lambda point: (order.index(point.method), point.relus))
+    ]
+    return _table(columns, rows)
+
+
+def _own_section(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> list[str]:
+    found = networks(records)
+    if not found:
+        return ["None: no record in `results/` is of CIFAR-100."]
+    lines = [
+        "Where there are several seeds, accuracy and time are means, with the lowest and the highest in brackets. `val` is",
+        "the share of held-out training images on which the checkpoint was chosen, `test` the one reading of the test",
+        "split afterwards. Networks are not compared with each other, nor with the published ones above.",
+    ]
+    for model in dict.fromkeys(network.head.model for network in found):
+        settings: dict[str, list[Network]] = defaultdict(list)
+        for network in found:
+            if network.head.model == model:
+                settings[_setting(network)].append(network)
+        rows = [_own_row(group, recipes) for group in settings.values()]
+        lines += ["", f"### {cell(model)}", "", *_table(_OWN_COLUMNS, rows)]
+        notes = sorted(
+            {record.note for group in settings.values() for n in group for record in n.records if record.note}
+        )
+        lines += ["", *(f"* {cell(note)}" for note in notes)] if notes else []
+    return lines
+
+
+def _setting(network: Network) -> str:
+    """Return what all seeds of one setting have in common."""
+    head = network.head
+    recipe = _settings(head.recipe) if isinstance(head.recipe, dict) else head.recipe
+    return json.dumps([head.design, head.method, head.budget, head.surrogate, recipe], sort_keys=True)
+
+
+_OWN_COLUMNS = {
+    "method": "---", "surrogate": "---", "track": "---", "ReLUs kept": "---:", "of": "---:", "share": "---:",
+    "seeds": "---:", "val": "---:", "test": "---:", "test images": "---:", "recipe": "---", "device": "---",
+    "time": "---:", "checkpoint chosen by": "---", "records": "---",
+}  # fmt: skip
+
+
+def _own_row(group: Sequence[Network], recipes: Mapping[str, Recipe]) -> tuple[str, ...]:
+    head = group[0].head
+    made = [next((record for record in n.records if record.epochs is not None), n.head) for n in group]
+    tests = [network.evaluation for network in group if network.evaluation]
+    kept = max(network.head.relus["kept"] for network in group)
+    files = [name for name, recipe in recipes.items() if any(was_run(recipe, r) for n in group for r in n.records)]
+    return (
+        cell(head.method or "dense"),
+        cell(head.surrogate or "–"),
+        "–" if group[0].is_dense else head.track,
+        f"{kept:,}",
+        f"{head.relus['total']:,}",
+        percent(kept / max(1, head.relus["total"])),
+        str(len({network.head.seed for network in group})),
+        _spread([val for n in group if (val := n.head.accuracy["val"]) is not None], _accuracy),
+        _spread([test.accuracy["test"] or 0.0 for test in tests], _accuracy),
+        ", ".join(sorted({f"{test.accuracy['n_test']:,}" for test in tests})) or "–",
+        ", ".join(f"`{name}`" for name in files) or "no file",
+        cell(", ".join(sorted({record.device for record in made}))),
+        _spread([record.seconds for record in made], format_seconds),
+        cell("; ".join(sorted({n.head.selection or "not noted" for n in group}))),
+        ", ".join(
+            f"[{record.digest[:8]}](../results/{record.name}.record.json)" for n in group for record in n.records
+        ),
+    )
+
+
+def _accuracy(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _spread(values: Sequence[float], form: Callable[[float], str]) -> str:
+    if not values:
+        return "–"
+    if len(values) == 1:
+        return form(values[0])
+    return f"{form(mean(values))} ({form(min(values))} to {form(max(values))})"
+
+
+def _not_run(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> list[str]:
+    waiting = [name for name, recipe in recipes.items() if not any(was_run(recipe, record) for record in records)]
+    if not recipes:
+        return ["There is no recipe in `recipes/cifar100/`."]
+    if not waiting:
+        return ["Every recipe in `recipes/cifar100/` has a record."]
+    return ["Recipes in `recipes/cifar100/` without a record in `results/`:", "", *(f"* `{name}`" for name in waiting)]
+
+
+def _table(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(columns)} |",
+        f"|{'|'.join(columns.values())}|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
