@@ -1,5 +1,6 @@
 """What is saved comes back the same; what was changed since is refused in one line."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import zoo
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from reluctant.checkpoints import FILE, Origin, load_checkpoint, save_checkpoint, weights_digest
+from reluctant.checkpoints import (
+    FILE,
+    Origin,
+    load_checkpoint,
+    load_origin,
+    round_weights,
+    save_checkpoint,
+    weights_digest,
+)
 from reluctant.errors import CheckpointError, UsageError
 from reluctant.linearization import linearize
 from reluctant.masked import attach
@@ -24,7 +33,8 @@ ORIGIN = Origin("resnet8:width=8", "digits", 10, (1, 8, 8))
 
 @pytest.fixture
 def saved(trained, tmp_path):
-    return save_checkpoint(tmp_path, trained, ORIGIN)
+    (path,) = save_checkpoint(tmp_path, trained, ORIGIN)
+    return path
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES.values())
@@ -54,7 +64,7 @@ def test_a_dense_network_comes_back_under_its_own_weight_names(trained, saved, f
 
 def test_masks_take_one_bit_a_relu(trained, few_digits, tmp_path):
     small = linearize(trained, METHODS["random"](), "30%", few_digits)
-    path = save_checkpoint(tmp_path, small, ORIGIN)
+    (path,) = save_checkpoint(tmp_path, small, ORIGIN)
     with safe_open(path, "pt") as file:
         bits = sum(file.get_tensor(n).numel() * 8 for n in file.keys() if n.startswith("reluctant.mask/"))  # noqa: SIM118
     assert bits - small.sites.total < 8 * len(small.sites)
@@ -149,3 +159,55 @@ def test_a_reloaded_network_is_still_known_as_linearized(trained, few_digits, tm
     assert (one.method, one.budget, one.relus["kept"]) == ("random", "30%", small.mask.kept)
     assert two.method == "by hand"
     assert dense.method is None
+
+
+@pytest.fixture
+def parts(trained, few_digits, tmp_path, monkeypatch):
+    """A linearized network in bf16, kept small in parts of 20 KiB, and those files."""
+    monkeypatch.setattr("reluctant.checkpoints.PART_BYTES", 20 * 1024)
+    network = linearize(trained, METHODS["random"](), "30%", few_digits)
+    round_weights(network)
+    return network, save_checkpoint(tmp_path, network, ORIGIN, small=True)
+
+
+def test_a_small_network_comes_back_from_its_parts(parts, few_digits):
+    network, files = parts
+    assert len(files) > 1
+    assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+    assert all(file.stat().st_size < 20 * 1024 + 10 * 1024 for file in files)
+    images = few_digits.val.inputs(slice(16))
+    for place in (files[0].parent, files[1]):
+        loaded = load_checkpoint(place).model
+        assert weights_digest(loaded) == weights_digest(network)
+        assert torch.equal(loaded(images), network(images))
+    assert load_origin(files[0].parent) == ORIGIN
+
+
+def test_small_means_half_the_bytes(trained, tmp_path):
+    round_weights(trained := copy.deepcopy(trained))
+    (whole,) = save_checkpoint(tmp_path / "whole", trained, ORIGIN)
+    (small,) = save_checkpoint(tmp_path / "small", trained, ORIGIN, small=True)
+    assert small.stat().st_size < 0.6 * whole.stat().st_size
+
+
+def test_missing_and_foreign_parts_are_seen(parts, trained):
+    _, files = parts
+    folder, last = files[0].parent, files[-1].read_bytes()
+    files[-1].unlink()
+    with pytest.raises(CheckpointError, match=f"holds {len(files) - 1} files of a network in 0000{len(files)} parts"):
+        load_checkpoint(folder)
+    files[-1].write_bytes(last)
+    other = copy.deepcopy(trained)
+    torch.nn.init.ones_(other.conv1.weight)
+    round_weights(other)
+    foreign = save_checkpoint(folder / "other", other, ORIGIN, small=True)
+    files[0].write_bytes(foreign[0].read_bytes())
+    with pytest.raises(CheckpointError, match="has been altered"):
+        load_checkpoint(folder)
+
+
+def test_a_tensor_larger_than_a_part_is_refused(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("reluctant.checkpoints.PART_BYTES", 1024)
+    with pytest.raises(CheckpointError, match=r"conv.*weight takes [\d,]+ bytes, more than a part may"):
+        save_checkpoint(tmp_path, trained, ORIGIN, small=True)
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
-"""Networks on disk: one safetensors file, weights under their own names, masks as bits, and where it came from.
+"""Networks on disk: safetensors, weights under their own names, masks as bits, and where it all came from.
 
-Nothing in the file is code. Its metadata carries a SHA-256 over everything else in it, so a changed byte is seen.
+Nothing in the files is code. Their metadata carries a SHA-256 over everything else in them, so a changed byte is seen.
+A network is one file; a small one may be several, as ``model-00001-of-00002.safetensors``, each with the same metadata.
 """
 
 import json
@@ -25,6 +26,9 @@ from reluctant.sites import Sites, find_sites
 from reluctant.surrogates import surrogate_from_json
 
 FILE = "model.safetensors"
+PARTS = "model-*-of-*.safetensors"
+#: Bytes of tensors in a part; its header comes on top.
+PART_BYTES = 15 * 2**20 - 2**17
 FORMAT = 1
 _MASK, _CONSTANT = "reluctant.mask/", "reluctant.constant/"
 
@@ -76,11 +80,23 @@ class Checkpoint:
         return self.dense if self.masked is None else self.masked
 
 
-def save_checkpoint(folder: Path, model: nn.Module, origin: Origin) -> Path:
-    """Write ``model`` to ``folder`` and return the file; it is whole or not there.
+def round_weights(model: nn.Module) -> None:
+    """Round all floating-point weights, statistics and coefficients to bf16, in place; their type stays."""
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.bfloat16())
+
+
+def save_checkpoint(folder: Path, model: nn.Module, origin: Origin, *, small: bool = False) -> list[Path]:
+    """Write ``model`` to ``folder`` and return the files; each is whole or not there.
 
     Args:
         model: a :class:`MaskedModel` or any other network.
+        small: 16 bits a weight, which must have been rounded (:func:`round_weights`), and files of at most 15 MiB.
+
+    Raises:
+        CheckpointError: a single tensor is too large for a part.
     """
     tensors, sites, surrogate = _tensors(model), None, None
     if isinstance(model, MaskedModel):
@@ -88,9 +104,35 @@ def save_checkpoint(folder: Path, model: nn.Module, origin: Origin) -> Path:
         sites = {name: list(site.shape) for name, site in model.sites.items()}
     about = {"format": FORMAT, "sites": sites, "surrogate": surrogate, **asdict(origin)}
     text = json.dumps(about, sort_keys=True)
-    path = folder / FILE
-    write_atomically(path, save(tensors, {"reluctant": text, "sha256": fingerprint(tensors, text)}))
-    return path
+    metadata = {"reluctant": text, "sha256": fingerprint(tensors, text)}
+    if not small:
+        write_atomically(folder / FILE, save(tensors, metadata))
+        return [folder / FILE]
+    parts = _parts({name: t.bfloat16() if t.is_floating_point() else t for name, t in tensors.items()})
+    paths = [folder / f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
+    for path, part in zip(paths, parts, strict=True):
+        write_atomically(path, save(part, metadata))
+    return paths
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return ``tensors`` in their order, in parts of at most ``PART_BYTES``."""
+    parts: list[dict[str, Tensor]] = [{}]
+    room = PART_BYTES
+    for name, tensor in tensors.items():
+        if tensor.nbytes > PART_BYTES:
+            raise CheckpointError(f"{name} takes {tensor.nbytes:,} bytes, more than a part may; leave --small out")
+        if tensor.nbytes > room:
+            parts.append({})
+            room = PART_BYTES
+        parts[-1][name] = tensor
+        room -= tensor.nbytes
+    return parts
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a network, or a part of one, lies in ``folder``."""
+    return (folder / FILE).exists() or any(folder.glob(PARTS))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -136,25 +178,46 @@ def _origin(about: Mapping[str, Any]) -> Origin:
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
-    """Return the file at ``path``, its metadata and its tensors, checked against its digest."""
-    file = path / FILE if path.is_dir() else path
-    if not file.is_file():
-        raise CheckpointError(f"no checkpoint at {path}: expected a folder with {FILE}, or such a file")
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is cut short or damaged ({error}); make it again") from error
-    text = metadata.get("reluctant")
+    """Return the file or first part at ``path``, its metadata and its tensors, checked against its digest."""
+    files = _files(path)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                metadata = opened.metadata() or {}
+                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file} is cut short or damaged ({error}); make it again") from error
+    file, text = files[0], metadata.get("reluctant")
     if text is None:
         raise CheckpointError(f"{file} was not written by reluctant: load it as weights=... of a model of your own")
+    if len(files) > 1 or files[0].match(PARTS):
+        tensors = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
     if fingerprint(tensors, text) != metadata.get("sha256"):
         raise CheckpointError(f"{file} has been altered: its SHA-256 does not match; make it again")
     about = json.loads(text)
     if about["format"] != FORMAT:
         raise CheckpointError(f"{file} has format {about['format']}, this version reads {FORMAT}")
     return file, about, tensors
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the file, or all parts, of the network at ``path``: a folder, its file, or any of its parts."""
+    folder = path.parent if path.match(PARTS) else path
+    file = folder / FILE if folder.is_dir() else folder
+    if file.is_file():
+        return [file]
+    parts = sorted(folder.glob(PARTS)) if folder.is_dir() else []
+    if not parts:
+        raise CheckpointError(f"no checkpoint at {path}: expected a folder with {FILE}, or such a file")
+    counts = {part.stem.rpartition("-")[2] for part in parts}
+    if counts != {f"{len(parts):05}"}:
+        raise CheckpointError(
+            f"{folder} holds {len(parts)} files of a network in {'/'.join(sorted(counts))} parts; "
+            "copy all of them there, and no other, or make it again"
+        )
+    return parts
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

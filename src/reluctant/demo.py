@@ -16,7 +16,7 @@ from reluctant.experiment import (
     train,
 )
 from reluctant.files import write_json
-from reluctant.progress import Progress, silent
+from reluctant.progress import Progress, Under, silent
 from reluctant.recipe import Recipe
 from reluctant.records import load_records
 from reluctant.report import Report
@@ -57,13 +57,13 @@ def run_demo(out: Path, *, images: int = 16, progress: Progress = silent) -> Dem
     machine = Machine(device="cpu")
     dense = out / "dense"
     if not is_finished(dense):
-        train(Recipe.from_json(BASE), dense, machine, progress=under(progress, "dense"))
+        train(Recipe.from_json(BASE), dense, machine, progress=Under(progress, "dense"))
     for name, settings in METHODS.items():
         if not is_finished(out / name):
             recipe = Recipe.from_json({**BASE, "budget": BUDGET, "method": {"name": name, **settings}})
-            linearize_checkpoint(dense, recipe, out / name, machine, progress=under(progress, name))
+            linearize_checkpoint(dense, recipe, out / name, machine, progress=Under(progress, name))
     for name in ("dense", *METHODS):
-        shown = under(progress, name)
+        shown = Under(progress, name)
         evaluate_checkpoint(out / name, machine, progress=shown)
         evaluate_checkpoint(out / name, machine, twin=True, progress=shown)
         run_checkpoint(out / name, machine, engine="cheetah", images=images, progress=shown)
@@ -72,15 +72,6 @@ def run_demo(out: Path, *, images: int = 16, progress: Progress = silent) -> Dem
     write_json(out / "card.json", cards)
     path = report.save(out / "report.html")
     return Demo(cards, "\n".join([*map(_line, cards), f"open {path} in a browser"]))
-
-
-def under(progress: Progress, name: str) -> Progress:
-    """Return ``progress`` with the stages shown as part of ``name``."""
-
-    def show(stage: str, done: int, total: int, **metrics: float) -> None:
-        progress(f"{name}: {stage}", done, total, **metrics)
-
-    return show
 
 
 def _line(card: Mapping[str, Any]) -> str:

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reluctant.budget import Budget
-from reluctant.checkpoints import FILE, Checkpoint, Origin, load_checkpoint, save_checkpoint, weights_digest
+from reluctant.checkpoints import (
+    Checkpoint,
+    Origin,
+    has_checkpoint,
+    load_checkpoint,
+    round_weights,
+    save_checkpoint,
+    weights_digest,
+)
 from reluctant.costs.counting import count
 from reluctant.data import load_task, task_shape
 from reluctant.engines.base import EngineRun
@@ -20,10 +29,12 @@ from reluctant.engines.spu import FRACTION_BITS
 from reluctant.errors import UsageError
 from reluctant.files import write_json
 from reluctant.linearization import linearize
+from reluctant.loop import read_state, write_state
 from reluctant.models import ModelSpec
 from reluctant.prices import Prices
 from reluctant.program.lower import lower
-from reluctant.progress import Progress, silent
+from reluctant.program.ops import Program
+from reluctant.progress import Progress, limit_of, silent
 from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
 from reluctant.recording import about, evaluation_record, known_accuracy, public_recipe, run_record
@@ -31,12 +42,14 @@ from reluctant.records import Record, load_records
 from reluctant.secure import SecureRun, as_masked, secure_run, twin_outputs
 from reluctant.sites import find_sites
 from reluctant.task import Task
-from reluctant.training import evaluate, finetune, fit, make_fabric
+from reluctant.training import Evaluation, evaluate, finetune, fit, make_fabric
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 RECIPE = "recipe.json"
+#: Test images between two looks at the clock, where the twin works through all of them.
+TWIN_IMAGES = 512
 SELECTION = "best epoch on a held-out tenth of the training set; test split read once, afterwards"
 
 
@@ -110,7 +123,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
     find_sites(model, task.example)  # a network that cannot be linearized is refused before it is trained
     _begin(out, public_recipe(recipe))
     model = fit(model, task, recipe.training, seed=recipe.seed, fabric=fabric, directory=out, progress=progress)
-    val = evaluate(model, task, "val")
+    val = _validate(model, task, recipe, progress)
     facts = {
         "seed": recipe.seed,
         "epochs": recipe.training.epochs,
@@ -123,7 +136,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
     }
     origin = Origin(str(spec), task.name, len(task.classes), task.input_shape, facts=facts)
     _leave_the_rest_to_the_first(fabric)
-    return _finish(out, model, origin, "train", time.monotonic() - begun)
+    return _finish(out, model, origin, recipe, "train", time.monotonic() - begun)
 
 
 def linearize_checkpoint(
@@ -152,7 +165,7 @@ def linearize_checkpoint(
     settings: dict[str, Any] = {"seed": recipe.seed, "fabric": fabric, "directory": out, "progress": progress}
     small = linearize(given.dense, recipe.method, recipe.budget, task, **settings)
     small = finetune(small, task, recipe.finetune, teacher=given.dense, **settings)
-    val = evaluate(small, task, "val")
+    val = _validate(small, task, recipe, progress)
     facts = {
         "seed": recipe.seed,
         "epochs": sum(int(lines[-1]["epoch"]) for lines in _histories(out)),
@@ -174,7 +187,7 @@ def linearize_checkpoint(
         facts=facts,
     )
     _leave_the_rest_to_the_first(fabric)
-    return _finish(out, small, origin, "linearize", time.monotonic() - begun)
+    return _finish(out, small, origin, recipe, "linearize", time.monotonic() - begun)
 
 
 def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, progress: Progress = silent) -> Record:
@@ -195,17 +208,34 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
         if record.kind == "evaluate" and record.checkpoint == digest and read is not None:
             return record
     if twin:
-        program = lower(masked)
-
-        def predict(images: Tensor) -> Tensor:
-            return torch.from_numpy(twin_outputs(program, images.numpy(), progress=progress))
-
-        found = evaluate(predict, task, "test", batch=len(task.test))
+        scores = iter(_twin_scores(lower(masked), task, place / "twin.state", digest, progress))
+        found = evaluate(lambda _: next(scores), task, "test", batch=TWIN_IMAGES)
     else:
         found = evaluate(masked, task, "test")
     record = evaluation_record(found, checkpoint.model, checkpoint.origin, time.monotonic() - begun, twin=twin)
     record.save(place)
+    (place / "twin.state").unlink(missing_ok=True)
     return record
+
+
+def _twin_scores(
+    program: Program, task: Task, state: Path, digest: str, progress: Progress
+) -> list[Float[Tensor, "B K"]]:
+    """Return the twin's scores for the test images, ``TWIN_IMAGES`` at a time; ``state`` keeps those there are."""
+    limit, total = limit_of(progress), len(task.test)
+    known = read_state(state) if state.exists() else {}
+    scores: list[Tensor] = known["scores"] if known.get("network") == digest else []
+    for start in range(len(scores) * TWIN_IMAGES, total, TWIN_IMAGES):
+        if limit is not None and limit.left < 1.5 * limit.longest:
+            limit.pause("twin", start, total)
+        begun = time.monotonic()
+        images = task.test.inputs(slice(start, start + TWIN_IMAGES))
+        scores.append(torch.from_numpy(twin_outputs(program, images.numpy())))
+        write_state(state, {"network": digest, "scores": scores})
+        progress("twin", min(start + TWIN_IMAGES, total), total)
+        if limit is not None:
+            limit.longest = max(limit.longest, time.monotonic() - begun)
+    return scores
 
 
 def run_checkpoint(
@@ -258,7 +288,17 @@ def _leave_the_rest_to_the_first(fabric: "Fabric") -> None:
         sys.exit(0)
 
 
-def _finish(out: Path, model: nn.Module, origin: Origin, kind: Any, seconds: float) -> Record:
+def _validate(model: nn.Module, task: Task, recipe: Recipe, progress: Progress) -> Evaluation:
+    """Return what the finished ``model``, rounded if it is kept small, gets right of the held-out images."""
+    limit = limit_of(progress)
+    if limit is not None and limit.left < 2 * limit.longest:
+        limit.pause("validation", 0, 1, limit.longest)
+    if recipe.small:
+        round_weights(model)
+    return evaluate(model, task, "val")
+
+
+def _finish(out: Path, model: nn.Module, origin: Origin, recipe: Recipe, kind: Any, seconds: float) -> Record:
     """Write checkpoint and record, then drop the states that an interrupted run would have needed."""
     trained = sum(lines[-1]["seconds"] for lines in _histories(out))  # with those of legs before an interruption
     record = Record(
@@ -268,7 +308,7 @@ def _finish(out: Path, model: nn.Module, origin: Origin, kind: Any, seconds: flo
         device=str(origin.facts["device"]),
         **about(model, origin),
     )
-    save_checkpoint(out, model, origin)
+    save_checkpoint(out, model, origin, small=recipe.small)
     record.save(out)
     for state in out.glob("*.state"):
         state.unlink()
@@ -292,7 +332,7 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
     Raises:
         UsageError: something else was begun there, or this is finished.
     """
-    if is_finished(out) or ((out / FILE).exists() and not (out / RECIPE).exists()):
+    if is_finished(out) or (has_checkpoint(out) and not (out / RECIPE).exists()):
         raise UsageError(f"{out} holds a finished checkpoint; choose another --out, or remove it first")
     try:
         begun = json.loads((out / RECIPE).read_text())

@@ -68,6 +68,19 @@ class TimeLimit:
         raise Paused(stage, done, total, seconds_left)
 
 
+@dataclass(frozen=True)
+class Under:
+    """Progress whose stages are parts of ``name``."""
+
+    progress: Progress
+    name: str
+
+    def __call__(self, stage: str, done: int, total: int, **metrics: float) -> None:
+        self.progress(f"{self.name}: {stage}", done, total, **metrics)
+
+
 def limit_of(progress: Progress) -> TimeLimit | None:
     """Return the time limit that ``progress`` is under."""
+    while isinstance(progress, Under):
+        progress = progress.progress
     return progress if isinstance(progress, TimeLimit) else None

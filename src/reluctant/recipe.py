@@ -44,6 +44,7 @@ class Recipe:
         finetune: of the linearized one.
         method, budget: ``None`` for a dense network.
         views, cutout: of the images' augmentation (:class:`reluctant.task.Augmentation`), beside the task's own.
+        small: round the trained weights to bf16 and keep them in files of at most 15 MiB.
         note: a line that goes into every record, for instance that this is a short recipe.
     """
 
@@ -55,6 +56,7 @@ class Recipe:
     budget: str | None = None
     views: int = 0
     cutout: int = 0
+    small: bool = False
     note: str | None = None
     finetune: Training = FINETUNE
 
@@ -105,8 +107,8 @@ class Recipe:
             text, optional = settings.get(key), key in ("budget", "note")
             if not (isinstance(text, str) or (optional and text is None)):
                 raise UsageError(f"{key} is {text!r}, expected text")
-        for key in ("seed", "views", "cutout"):
-            settings[key] = as_type_of(0, settings.get(key, 0), key)
+        for key, usual in (("seed", 0), ("views", 0), ("cutout", 0), ("small", False)):
+            settings[key] = as_type_of(usual, settings.get(key, usual), key)
         return cls(**settings)
 
 

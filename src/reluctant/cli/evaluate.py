@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from reluctant.cli.main import app, show
-from reluctant.cli.options import Data, Download, Json
-from reluctant.cli.progress import ProgressView
+from reluctant.cli.options import Data, Download, Json, MaxSeconds
+from reluctant.cli.progress import shown
 
 
 @app.command()
@@ -18,12 +18,13 @@ def evaluate(
     ] = False,
     data: Data = None,
     download: Download = False,
+    max_seconds: MaxSeconds = None,
     json: Json = False,
 ) -> None:
     """Measure the accuracy on the test split, once; asked again, the record of that time is shown."""
     from reluctant.experiment import Machine, evaluate_checkpoint
 
-    with ProgressView(quiet=json) as progress:
+    with shown(json, max_seconds) as progress:
         record = evaluate_checkpoint(checkpoint, Machine(data, download), twin=twin, progress=progress)
     key, count = ("twin", "n_twin") if twin else ("test", "n_test")
     share, n = record.accuracy.get(key), record.accuracy.get(count)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from reluctant.cli.main import app, show
-from reluctant.cli.options import Data, Device, Download, Json, Out, RecipeFile, Seed, Settings
-from reluctant.cli.progress import ProgressView
+from reluctant.cli.options import Data, Device, Download, Json, MaxSeconds, Out, RecipeFile, Seed, Settings, Small
+from reluctant.cli.progress import shown
 from reluctant.methods import METHODS
 
 
@@ -27,20 +27,22 @@ def linearize(
     data: Data = None,
     download: Download = False,
     device: Device = "auto",
+    small: Small = False,
+    max_seconds: MaxSeconds = None,
     json: Json = False,
 ) -> None:
     """Search which ReLUs to keep, within the budget exactly, then finetune with the dense network as teacher.
 
     Defaults are each paper's main setting; --set method.KEY=VALUE and --set finetune.KEY=VALUE change one. Interrupted,
-    the same command goes on where it stopped.
+    or stopped by --max-seconds, the same command goes on where it stopped.
     """
     from reluctant.checkpoints import load_origin
     from reluctant.experiment import Machine, linearize_checkpoint
     from reluctant.recipe import resolve
 
     origin = load_origin(teacher)
-    chosen = {"method": {"name": method}, "budget": budget, "seed": seed}
-    with ProgressView(quiet=json) as progress:
+    chosen = {"method": {"name": method}, "budget": budget, "seed": seed, "small": small or None}
+    with shown(json, max_seconds) as progress:
         record = linearize_checkpoint(
             teacher,
             resolve(recipe, chosen, settings, fixed={"task": origin.task, "model": origin.model}),

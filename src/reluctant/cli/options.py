@@ -16,6 +16,19 @@ Device = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for checkpoint, record and metrics.", show_default=False)]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and masks; 0 if not given.")]
+MaxSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--max-seconds",
+        help="Stop before so many seconds, everything saved; the same command then goes on.",
+        min=1,
+        show_default=False,
+    ),
+]
+Small = Annotated[
+    bool,
+    typer.Option("--small", help="Keep the weights in bf16, in files of at most 15 MiB; measured as they are kept."),
+]
 RecipeFile = Annotated[
     Path | None,
     typer.Option("--recipe", help="TOML file with the settings that differ from the defaults.", show_default=False),

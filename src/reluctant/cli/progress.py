@@ -1,12 +1,20 @@
-"""Progress on standard error: a bar on a terminal, a line now and then in a log."""
+"""Progress on standard error: a bar on a terminal, a line now and then in a log; and a limit to it."""
 
+import json
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from reluctant.errors import Paused
+from reluctant.progress import Progress as Watcher
+from reluctant.progress import TimeLimit
 from reluctant.units import format_seconds
 
 LINE_SECONDS = 10.0
@@ -62,3 +70,19 @@ class ProgressView:
         left = (now - begun) / max(1, done - first) * (total - done)
         state = f"{format_seconds(left)} left" if done < total else f"done in {format_seconds(now - begun)}"
         print(f"{stage:<24} {done:,}/{total:,}  {state}  {text}".rstrip(), file=sys.stderr)
+
+
+@contextmanager
+def shown(as_json: bool, max_seconds: float | None = None) -> Iterator[Watcher]:
+    """Show the progress of what runs inside; past ``max_seconds``, say what is left and leave with exit code 0."""
+    with ProgressView(quiet=as_json) as view:
+        try:
+            yield view if max_seconds is None else TimeLimit(max_seconds, view)
+        except Paused as pause:
+            first = all(int(os.environ.get(rank, 0)) == 0 for rank in ("RANK", "LOCAL_RANK"))
+            left = "" if pause.seconds_left is None else f", about {format_seconds(pause.seconds_left)} of it left"
+            about = {"stage": pause.stage, "done": pause.done, "total": pause.total, "seconds_left": pause.seconds_left}
+            line = json.dumps({"paused": about}, indent=2) if as_json else f"{pause}{left}; the same command goes on"
+            if first:
+                print(line)
+            raise typer.Exit(0) from None

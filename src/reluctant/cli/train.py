@@ -5,8 +5,20 @@ from typing import Annotated
 import typer
 
 from reluctant.cli.main import app, show
-from reluctant.cli.options import Data, Device, Download, Json, Out, RecipeFile, Seed, Settings, TaskName
-from reluctant.cli.progress import ProgressView
+from reluctant.cli.options import (
+    Data,
+    Device,
+    Download,
+    Json,
+    MaxSeconds,
+    Out,
+    RecipeFile,
+    Seed,
+    Settings,
+    Small,
+    TaskName,
+)
+from reluctant.cli.progress import shown
 
 
 @app.command()
@@ -21,17 +33,19 @@ def train(
     data: Data = None,
     download: Download = False,
     device: Device = "auto",
+    small: Small = False,
+    max_seconds: MaxSeconds = None,
     json: Json = False,
 ) -> None:
     """Train a network on a task, select it on a held-out tenth of the training set, and save it.
 
-    Interrupted, the same command goes on where it stopped.
+    Interrupted, or stopped by --max-seconds, the same command goes on where it stopped.
     """
     from reluctant.experiment import Machine, train
     from reluctant.recipe import resolve
 
-    chosen = {"task": task, "model": model, "seed": seed, "training": {"epochs": epochs}}
-    with ProgressView(quiet=json) as progress:
+    chosen = {"task": task, "model": model, "seed": seed, "small": small or None, "training": {"epochs": epochs}}
+    with shown(json, max_seconds) as progress:
         record = train(resolve(recipe, chosen, settings), out, Machine(data, download, device), progress=progress)
     val = 100 * (record.accuracy["val"] or 0)
     show(

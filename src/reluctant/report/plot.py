@@ -191,13 +191,14 @@ def panels_figure(panels: Sequence[Panel], x: str, y: str, name: str) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     panels = [panel for panel in panels if panel.series]
     style = {key: value for key, value in _STYLE.items() if isinstance(value, bool) or key == "axes.grid.axis"}
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
     with matplotlib.rc_context({**style, "font.size": 10, "svg.fonttype": "path", "svg.hashsalt": name}):
-        figure = Figure(figsize=(10, 5.4), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(8.8, 5.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
         FigureCanvasSVG(figure)
         shown: dict[str, Any] = {}
         for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
@@ -225,7 +226,7 @@ def panels_figure(panels: Sequence[Panel], x: str, y: str, name: str) -> str:
             axes.set_title(panel.title, loc="left", fontsize=10.5)
         figure.axes[0].set_ylabel(y)
         figure.legend(
-            [shown[n] for n in names], names, loc="outside lower center", ncols=4, frameon=False, handletextpad=0.3
+            [shown[n] for n in names], names, loc="outside lower center", ncols=3, frameon=False, handletextpad=0.3
         )
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})

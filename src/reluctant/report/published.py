@@ -8,18 +8,15 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Literal
 
-from reluctant.errors import UsageError
-from reluctant.recipe import Recipe, read_toml
+from reluctant.recipe import Recipe
 from reluctant.records import Record, Track
 from reluctant.report.front import fronts
 from reluctant.report.networks import Network, networks
 from reluctant.report.plot import Panel, Series, panels_figure
-from reluctant.report.results import cell
-from reluctant.report.sentences import percent
+from reluctant.report.results import cell, settings_of, was_run
 from reluctant.units import format_seconds
 
 Selection = Literal["test set", "held-out", "unknown"]
@@ -72,12 +69,11 @@ class PublishedPoint:
 
 
 _FORK = "github.com/ajevnisek/selective_network_linearization"
-_FIGURE = (
-    f"figure 3 of SNL (ICML 2022, arXiv:2202.02340), second hand: as transcribed in the plotting scripts of {_FORK}"
-)
+_FIGURE = f"figure 3 of SNL as transcribed in the plotting scripts of {_FORK}"
 _TABLE = "second hand: the tables of ReLUPruner (AAAI 2026)"
-_SNL = f"SNL: {_FIGURE}"
-_SNL_50K = f"{_SNL}; 49.4K ReLUs there, 49.9K as repeated in the tables of ReLUPruner (AAAI 2026)"
+_SNL = f"SNL (ICML 2022, arXiv:2202.02340), second hand: {_FIGURE}"
+_SNL_NARROW = f"{_SNL}; that the network is ResNet-18 up to 100K ReLUs is inferred"
+_SNL_50K = f"{_SNL_NARROW}; 49.4K ReLUs there, 49.9K as repeated in the tables of ReLUPruner (AAAI 2026)"
 _SNL_WIDE = f"{_SNL}; the network is uncertain: probably WRN-22-8, a later table says ResNet-18"
 _RERUN = f"SNL's released code as run by others, not in the paper: logs in {_FORK}; the counts are those reached"
 _HELD_OUT = (
@@ -85,34 +81,30 @@ _HELD_OUT = (
     "network is the same and the checkpoint was chosen on held-out images is our reading of the label"
 )
 _REDUCE = (
-    f"DeepReDuce (ICML 2021, arXiv:2103.01396): {_FIGURE}; counts and networks are those of the released definitions, "
-    "paired with the accuracies by their number of ReLUs"
+    f"DeepReDuce (ICML 2021, arXiv:2103.01396), second hand: {_FIGURE}; counts and networks are those of the released "
+    "definitions, paired with the accuracies by their number of ReLUs"
 )
-_SPHYNX = f"Sphynx (arXiv:2106.11755): {_FIGURE}; counts computed from the released networks"
-_SPHYNX_230K = f"Sphynx (arXiv:2106.11755): {_FIGURE}; no network of this size was released"
+_SPHYNX = f"Sphynx (arXiv:2106.11755), second hand: {_FIGURE}; counts computed from the released networks"
+_SPHYNX_230K = f"Sphynx (arXiv:2106.11755), second hand: {_FIGURE}; no network of this size was released"
 _SENET = (
-    f"SENet (ICLR 2023, arXiv:2301.09254), {_TABLE}; that the network has a stem ReLU is read from code of its authors"
+    f"SENet (ICLR 2023, arXiv:2301.09254), {_TABLE}; that the network has a stem ReLU is read from its authors' code"
 )
-_SENET_150K = (
-    f"SENet (ICLR 2023, arXiv:2301.09254), {_TABLE}; the network is uncertain: sources say ResNet-18 and WRN-22-8"
-)
+_SENET_150K = f"SENet (ICLR 2023, arXiv:2301.09254), {_TABLE}; the network is uncertain: ResNet-18 or WRN-22-8"
 _PRUNER = "ReLUPruner (AAAI 2026), its tables; that the student has no stem ReLU is read from its code"
 _PRUNER_50K = (
-    f"{_PRUNER}; 5.9 points above the same method at 24.9K, and the text gives 76.13 and 79.13 for an ablation of it"
+    f"{_PRUNER}; 5.9 points above the 24.9K of the same method; an ablation of it is 76.13 or 79.13 in the text"
 )
 _PRUNER_WIDE = "ReLUPruner (AAAI 2026), its tables; that the network keeps its last ReLU is read from its code"
 _AUTOREP = (
     "AutoReP (ICCV 2023, arXiv:2308.10134), abstract; that the network is ResNet-18 is read from the released script, "
     "which accepts up to 2,000 ReLUs more than the budget"
 )
-_LINES = (
-    f"AutoReP, {_TABLE}; that they are of its first-order variant is inferred: its authors' notes have 67.75 and 73.86"
-)
-_LINES_WIDE = f"AutoReP, {_TABLE}; that they are of its first-order variant is inferred"
+_LINES = f"AutoReP, {_TABLE}; that this is its first-order variant is inferred: its authors' notes have 67.75 and 73.86"
+_LINES_WIDE = f"AutoReP, {_TABLE}; that this is its first-order variant is inferred"
 _NOTES = "AutoReP, notes of its authors in github.com/HarveyP123/AutoReP on first-order runs; not in the paper"
 _BCD = (
-    f"scripts of the group of BCD (arXiv:2511.11781) in {_FORK}, written before that paper: not its method as published; "
-    "the paper's own tables were not at hand"
+    f"Scripts of the group of BCD (arXiv:2511.11781) in {_FORK}, written before that paper; they are not its method as "
+    "published, whose tables were not at hand"
 )
 
 
@@ -140,7 +132,7 @@ _SNL_HELD_OUT = {5_998: 57.13, 8_987: 62.28, 12_961: 65.51, 14_865: 66.00, 24_93
 _SPHYNX_RESULTS = {25_600: 66.13, 30_720: 67.37, 40_960: 68.23, 51_200: 69.57, 71_680: 71.06, 102_400: 72.90}
 
 PUBLISHED: tuple[PublishedPoint, ...] = (
-    *_points("SNL", "ResNet-18", "free", _SNL, _SNL_RESULTS, "test set"),
+    *_points("SNL", "ResNet-18", "free", _SNL_NARROW, _SNL_RESULTS, "test set"),
     *_points("SNL", "ResNet-18", "free", _SNL_50K, {49_900: 73.75}, "test set"),
     *_points(
         "SNL", "WRN-22-8", "free", _SNL_WIDE, {120_000: 76.35, 150_000: 77.35, 180_000: 77.65, 248_400: 77.70},
@@ -175,54 +167,6 @@ PUBLISHED: tuple[PublishedPoint, ...] = (
 )  # fmt: skip
 
 
-def read_recipes(folder: Path) -> dict[str, Recipe]:
-    """Return the recipes anywhere below ``folder``, by their path from it, in the order of their paths.
-
-    A file that names no task or model is for those of the ``dense.toml`` beside it.
-
-    Raises:
-        UsageError: a file that is no recipe; it is named.
-    """
-    found = {}
-    for path in sorted(folder.rglob("*.toml")):
-        beside = path.with_name("dense.toml")
-        base = read_toml(beside) if beside.is_file() else {}
-        names = {key: base[key] for key in ("task", "model") if key in base}
-        name = path.relative_to(folder).as_posix()
-        try:
-            found[name] = Recipe.from_json(names | read_toml(path))
-        except UsageError as error:
-            raise UsageError(f"recipe {name}: {error}") from error
-    return found
-
-
-def was_run(recipe: Recipe, record: Record) -> bool:
-    """Return whether ``record`` is of ``recipe`` with whatever seed: the same network, method and settings.
-
-    A setting that is younger than the record counts as having had its default.
-    """
-    ran = record.recipe
-    if not isinstance(ran, dict) or record.status != "complete":
-        return False
-    names = {"task": recipe.task, "model": recipe.model, "budget": recipe.budget}
-    method = None if recipe.method is None else {"name": recipe.method.name}
-    default = _settings(Recipe.from_json({**names, "method": method}).to_json())
-    asked, had = _settings(recipe.to_json()), _settings(ran)
-    return all(had.get(key, default.get(key)) == value for key, value in asked.items())
-
-
-def _settings(value: Mapping[str, Any], under: str = "") -> dict[str, Any]:
-    """Return the leaves of a recipe by their dotted names, without what makes no other experiment."""
-    leaves: dict[str, Any] = {}
-    for key, item in value.items():
-        name = under + key
-        if isinstance(item, Mapping):
-            leaves |= _settings(item, f"{name}.")
-        elif name not in ("seed", "note"):
-            leaves[name] = item
-    return leaves
-
-
 def cifar100_figure(records: Iterable[Record], published: Sequence[PublishedPoint] = PUBLISHED) -> str:
     """Return an SVG of the published points, hollow; our own of a ResNet-18, if there are any, are filled.
 
@@ -235,7 +179,7 @@ def cifar100_figure(records: Iterable[Record], published: Sequence[PublishedPoin
         for point in front.points:
             head = point.networks[0].head
             if front.task == "cifar100" and head.model.partition(":")[0] == _OURS:
-                ours[f"reluctant: {head.method}, {head.surrogate}"].append((point.relus, point.accuracy))
+                ours[f"ours: {head.method}, {head.surrogate}"].append((point.relus, point.accuracy))
     own = [Series(name, tuple(points), filled=True) for name, points in ours.items()]
     panels = (
         Panel("ResNet-18", (*_series(like), *own)),
@@ -251,7 +195,8 @@ def _is_resnet18(point: PublishedPoint) -> bool:
 def _series(points: Iterable[PublishedPoint]) -> tuple[Series, ...]:
     methods: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for point in points:
-        methods[point.method].append((point.relus, point.accuracy))
+        cost = "" if point.track in ("free", None) else f" ({point.track})"
+        methods[f"{point.method}{cost}"].append((point.relus, point.accuracy))
     return tuple(Series(method, tuple(sorted(results))) for method, results in methods.items())
 
 
@@ -262,22 +207,23 @@ Generated by `python docs/generate.py` from `reluctant.report.published`, the re
 
 ## Published points
 
-Numbers as others published them. **Nothing in this section was run by this project.** Before any of it is compared with
-anything:
+Numbers as others published them. **Nothing in this section was run by this project.** Before any of it is compared
+with anything:
 
-* **Most of these checkpoints were chosen on the test set**: those of SNL, AutoReP and Sphynx by their released code, and
-  SENet's authors do it in later code of theirs. Of the others it is not known. Only the reruns labelled "with val" seem to
-  be chosen on held-out images. Ours always are, so ours carry no such advantage.
+* **Most of these checkpoints were chosen on the test set**: those of SNL, AutoReP and Sphynx by their released code,
+  and SENet's authors do it in later code of theirs. Of the others it is not known. Only the reruns labelled "with val"
+  seem to be chosen on held-out images. Ours always are, so ours carry no such advantage.
 * Each point is one run, without a spread over seeds. Less than half a point between two of them says little.
-* **free**: a dropped ReLU becomes the identity. **affine**: a line with a trained slope. **polynomial**: a parabola, so a
-  secure square for each dropped ReLU. Fewer ReLUs are not equally cheap in each, and no ranking holds across them. Sphynx
-  (–) is a searched network that drops none.
-* A `?` stands at a network that the sources do not agree on.
+* **free**: a dropped ReLU becomes the identity. **affine**: a line with a trained slope. **polynomial**: a parabola,
+  so a secure square for each dropped ReLU. Fewer ReLUs are not equally cheap in each, and no ranking holds across them.
+  Sphynx (–) is a searched network that drops none.
+* A `?` stands at a network that is not certain. `chosen on` says on which images the checkpoint was chosen.
+* Shares are of the ReLUs of one image in the whole network: {backbones}.
 
 ![Published accuracy on CIFAR-100 against ReLUs kept; the same points as in the tables below](images/cifar100.svg)
 
-Hollow markers are published points. Filled ones, if there are any, are records of this project, of a ResNet-18; its other
-networks are in tables of their own and in no plot with these.
+Hollow markers are published points. Filled ones, if there are any, are records of this project, of a ResNet-18; its
+other networks are in tables of their own and in no plot with these.
 """
 
 
@@ -288,11 +234,12 @@ def cifar100_page(
 
     Args:
         records: of any tasks; those of CIFAR-100 are shown.
-        recipes: by file, as :func:`read_recipes` returns them.
+        recipes: by file, as :func:`reluctant.report.results.read_recipes` returns them.
     """
     records = [record for record in records if record.task == "cifar100"]
     sources = list(dict.fromkeys(point.source for point in published))
-    lines = [*_HEAD.splitlines(), ""]
+    totals = "; ".join(f"{total:,} in {name}" for name, total in BACKBONES.items() if total)
+    lines = [*_HEAD.format(backbones=totals).splitlines(), ""]
     for title, rows in (
         ("ResNet-18", [point for point in published if _is_resnet18(point)]),
         ("Other networks, or a network in doubt", [point for point in published if not _is_resnet18(point)]),
@@ -307,8 +254,8 @@ def cifar100_page(
 def _published_table(points: Sequence[PublishedPoint], sources: Sequence[str]) -> list[str]:
     order = list(dict.fromkeys(point.method for point in points))
     columns = {
-        "method": "---", "network": "---", "track": "---", "ReLUs kept": "---:", "of": "---:", "share": "---:",
-        "test accuracy": "---:", "checkpoint chosen on": "---", "source": "---:",
+        "method": "---", "network": "---", "track": "---", "ReLUs kept": "---:", "share": "---:", "accuracy": "---:",
+        "chosen on": "---", "source": "---:",
     }  # fmt: skip
     rows = [
         (
@@ -316,8 +263,7 @@ def _published_table(points: Sequence[PublishedPoint], sources: Sequence[str]) -
             cell(point.model) + ("" if point.sure else " ?"),
             point.track or "–",
             f"{point.relus:,}",
-            f"{point.total:,}",
-            percent(point.relus / point.total),
+            _share(point.relus, point.total),
             f"{100 * point.accuracy:.2f} %",
             point.selection,
             str(sources.index(point.source) + 1),
@@ -332,9 +278,9 @@ def _own_section(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> li
     if not found:
         return ["None: no record in `results/` is of CIFAR-100."]
     lines = [
-        "Where there are several seeds, accuracy and time are means, with the lowest and the highest in brackets. `val` is",
-        "the share of held-out training images on which the checkpoint was chosen, `test` the one reading of the test",
-        "split afterwards. Networks are not compared with each other, nor with the published ones above.",
+        "Where there are several seeds, accuracy and time are means, with the lowest and the highest in brackets. `val`",
+        "is the accuracy on the held-out training images on which the checkpoint was chosen, `test` the one reading of",
+        "the test split afterwards. Tables of different networks are not to be compared.",
     ]
     for model in dict.fromkeys(network.head.model for network in found):
         settings: dict[str, list[Network]] = defaultdict(list)
@@ -353,7 +299,7 @@ def _own_section(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> li
 def _setting(network: Network) -> str:
     """Return what all seeds of one setting have in common."""
     head = network.head
-    recipe = _settings(head.recipe) if isinstance(head.recipe, dict) else head.recipe
+    recipe = settings_of(head.recipe) if isinstance(head.recipe, dict) else head.recipe
     return json.dumps([head.design, head.method, head.budget, head.surrogate, recipe], sort_keys=True)
 
 
@@ -366,7 +312,7 @@ _OWN_COLUMNS = {
 
 def _own_row(group: Sequence[Network], recipes: Mapping[str, Recipe]) -> tuple[str, ...]:
     head = group[0].head
-    made = [next((record for record in n.records if record.epochs is not None), n.head) for n in group]
+    made = [record for n in group for record in n.records if record.kind in ("train", "linearize")]
     tests = [network.evaluation for network in group if network.evaluation]
     kept = max(network.head.relus["kept"] for network in group)
     files = [name for name, recipe in recipes.items() if any(was_run(recipe, r) for n in group for r in n.records)]
@@ -376,19 +322,23 @@ def _own_row(group: Sequence[Network], recipes: Mapping[str, Recipe]) -> tuple[s
         "–" if group[0].is_dense else head.track,
         f"{kept:,}",
         f"{head.relus['total']:,}",
-        percent(kept / max(1, head.relus["total"])),
+        _share(kept, head.relus["total"]),
         str(len({network.head.seed for network in group})),
         _spread([val for n in group if (val := n.head.accuracy["val"]) is not None], _accuracy),
         _spread([test.accuracy["test"] or 0.0 for test in tests], _accuracy),
         ", ".join(sorted({f"{test.accuracy['n_test']:,}" for test in tests})) or "–",
         ", ".join(f"`{name}`" for name in files) or "no file",
-        cell(", ".join(sorted({record.device for record in made}))),
+        cell(", ".join(sorted({record.device for record in made}))) or "–",
         _spread([record.seconds for record in made], format_seconds),
         cell("; ".join(sorted({n.head.selection or "not noted" for n in group}))),
         ", ".join(
             f"[{record.digest[:8]}](../results/{record.name}.record.json)" for n in group for record in n.records
         ),
     )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / max(1, whole):.1f} %"
 
 
 def _accuracy(share: float) -> str:

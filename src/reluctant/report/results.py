@@ -1,7 +1,13 @@
-"""The page of results: a Markdown table of records, for `results/README.md`."""
+"""The page of results: a Markdown table of records, for `results/README.md`; and which recipes have a record."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
+from reluctant.errors import UsageError
+from reluctant.models import ModelSpec
+from reluctant.recipe import Recipe, read_toml
+from reluctant.recording import public_name
 from reluctant.records import Record
 from reluctant.report.networks import Network, networks
 from reluctant.report.sentences import percent
@@ -92,3 +98,55 @@ def cell(text: str) -> str:
     for sign in "\\`*_{}[]<>|#":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())
+
+
+def read_recipes(folder: Path) -> dict[str, Recipe]:
+    """Return the recipes anywhere below ``folder``, by their path from it, in the order of their paths.
+
+    A file that names no task or model is for those of the ``dense.toml`` beside it.
+
+    Raises:
+        UsageError: a file that is no recipe; it is named.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*.toml")):
+        beside = path.with_name("dense.toml")
+        base = read_toml(beside) if beside.is_file() else {}
+        names = {key: base[key] for key in ("task", "model") if key in base}
+        name = path.relative_to(folder).as_posix()
+        try:
+            found[name] = Recipe.from_json(names | read_toml(path))
+        except UsageError as error:
+            raise UsageError(f"recipe {name}: {error}") from error
+    return found
+
+
+def was_run(recipe: Recipe, record: Record) -> bool:
+    """Return whether ``record`` is of ``recipe`` with whatever seed: the same network, method and settings.
+
+    A setting that is younger than the record counts as having had its default.
+    """
+    ran, method = record.recipe, recipe.method.name if recipe.method else None
+    model = public_name(str(ModelSpec.parse(recipe.model)))
+    if not isinstance(ran, dict) or record.status != "complete" or (record.model, record.method) != (model, method):
+        return False
+    names = {"task": recipe.task, "model": recipe.model, "budget": recipe.budget, "method": method}
+    default, asked, had = (settings_of(r) for r in (Recipe.from_json(names).to_json(), recipe.to_json(), ran))
+    other = "training." if method else "finetune."  # is of no consequence
+    return all(
+        had.get(key, default.get(key)) == value
+        for key, value in asked.items()
+        if key != "model" and not key.startswith(other)
+    )
+
+
+def settings_of(value: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    """Return the leaves of a recipe by their dotted names, without what makes no other experiment."""
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        name = under + key
+        if isinstance(item, Mapping):
+            leaves |= settings_of(item, f"{name}.")
+        elif name not in ("seed", "note"):
+            leaves[name] = item
+    return leaves
