@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format results clean
+.PHONY: demo test check format results docs clean
 
 demo: .venv/installed  ## train, linearize, run private inference, write runs/demo/report.html
 	$(BIN)/reluctant demo --out runs/demo
@@ -30,6 +30,13 @@ format: .venv/installed
 
 results: .venv/installed  ## results/README.md from the records beside it
 	$(BIN)/python -c 'from pathlib import Path; from reluctant.records import load_records; from reluctant.report import results_page; Path("results/README.md").write_text(results_page(load_records(["results"])))'
+
+docs: .venv/docs  ## docs/_build/html; docs/cifar100.md and its picture anew from records and recipes
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,18 +1,26 @@
-"""What a mask search needs for images of ImageNet's size: first planned, then tried, on synthetic images.
+"""What a mask search needs for images of ImageNet's size: planned, then tried, on synthetic images.
 
-The plan runs the network forward on two images and on four, and counts what autograd keeps. The trial takes real
-training steps, each kind of step in a process of its own, and reads the peak of its memory.
+The plan takes no step: it runs the network forward on two and on four images and counts what autograd keeps. The trial
+takes steps of SNL's search, of a training with its mask frozen and of one without masks, each in a process of its own.
+
+On a CPU a process takes more than its tensors: glibc's heap has holes between them, which the plan takes to be half as
+large as the activations (they were 0.3 to 0.95 of them for ResNet-18, VGG-16 and EfficientNet-B2 at 64 to 224 pixels).
+With ``MALLOC_MMAP_THRESHOLD_=131072`` in the environment every freed tensor goes back to the system, so there are none,
+for about twice the time a step.
 """
 
 import argparse
+import json
 import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +33,21 @@ from reluctant.loop import Loop
 from reluctant.masked import attach
 from reluctant.methods.snl import SNL, SoftGate
 from reluctant.models import ModelSpec
+from reluctant.provenance import environment
 from reluctant.sites import Sites, find_sites
 from reluctant.task import Augmentation, Split
 from reluctant.training import make_fabric
+from reluctant.units import format_bytes, format_seconds
 
 CLASSES = 1000
 
-#: Kinds of step, and how many copies of the network are in memory: the dense one, the masked one, the teacher.
+#: Kinds of step, and how many copies of the network each has in memory: the dense one, the masked one, the teacher.
 COPIES = {"plain": 1, "frozen": 2, "masked_kd": 3}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """``steps`` training steps of one kind with ``batch`` images, after one that is not timed."""
+    """``steps`` training steps with ``batch`` images, after one that is not timed."""
 
     kind: str
     model: str
@@ -48,14 +58,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes that one kind of step needs at its peak, by what they are for."""
+    """Bytes in use at the peak of a step, by what they are for.
+
+    Args:
+        casts: what is kept for the backward pass whatever the batch: mostly weights cast to 16 bits.
+        activations: what is kept for it in proportion to the batch.
+        holes: of the heap.
+    """
 
     networks: int
     mask: int
     gates: int
     gradients: int
     optimizer: int
+    casts: int
     activations: int
+    holes: int
 
     @property
     def memory(self) -> int:
@@ -64,78 +82,84 @@ class Plan:
 
 
 @contextmanager
-def student(kind: str, dense: nn.Module, sites: Sites) -> Iterator[nn.Module]:
-    """Yield the network that a step trains: ``dense`` itself, or one with a tenth of its ReLUs, or with soft gates."""
+def trained(kind: str, dense: nn.Module, sites: Sites) -> Iterator[nn.Module]:
+    """Yield what a step trains: ``dense`` itself, a copy with a tenth of its ReLUs, or a copy with soft gates."""
     if kind == "plain":
         yield dense
         return
     masked = attach(dense, sites)
-    if kind == "masked_kd":
-        with masked.gates(SoftGate):
-            yield masked
-    else:
-        for activation in masked.masked():
-            activation.keep.bernoulli_(0.1)
+    for activation in masked.masked():
+        activation.keep.bernoulli_(0.1)
+    if kind == "frozen":
+        yield masked
+        return
+    with masked.gates(SoftGate):
         yield masked
 
 
 def gates_of(network: nn.Module) -> list[nn.Parameter]:
+    """Return the soft gates, a tensor a site; none outside of a search."""
     return [module.alpha for module in network.modules() if isinstance(module, SoftGate)]
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of all ``tensors``."""
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def kept(network: nn.Module, images: Float[Tensor, "B C H W"]) -> int:
     """Return the bytes that a forward pass keeps for its backward pass, parameters and buffers left out."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    storages: dict[int, int] = {}
+    known = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage
         return tensor
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        output = logits(network(images))
-    return sum(size for place, size in storages.items() if place not in known and output.requires_grad)
+        network(images)
+    return sum(storage.nbytes() for storage in storages.values())
 
 
-def size_of(tensors: Iterator[Tensor] | list[nn.Parameter]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
-def plan(trial: Trial, dense: nn.Module, sites: Sites) -> Plan:
-    """Return what ``trial`` will need, without a step taken."""
+def planned(trial: Trial, sites: Sites) -> Plan:
+    """Return what ``trial`` will need."""
     fabric = make_fabric(input_shape=sites.input_shape)
     images = torch.randn(4, *sites.input_shape, device=fabric.device)
-    with student(trial.kind, dense, sites) as network:
-        gates, weights = size_of(gates_of(network)), size_of(dense.parameters())
-        masks = size_of(b for b in network.buffers() if b.dtype == torch.bool)
-        runner = fabric.setup(network)
-        two, four = (kept(runner, images[:count]) for count in (2, 4))
-    image = (four - two) // 2
+    dense = ModelSpec.parse(trial.model).build(CLASSES, 3).to(fabric.device)
+    weights = size_of(dense.parameters())
+    with trained(trial.kind, dense, sites) as model:
+        gates = size_of(gates_of(model))
+        network = fabric.setup(model).train()
+        two, four = kept(network, images[:2]), kept(network, images)
+    activations = trial.batch * (four - two) // 2
+    heap = fabric.device.type == "cpu" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
     return Plan(
         networks=COPIES[trial.kind] * (weights + size_of(dense.buffers())),
-        mask=sites.total if trial.kind != "plain" else 0,
+        mask=0 if trial.kind == "plain" else sites.total,
         gates=gates,
         gradients=weights + gates,
         optimizer=2 * (weights + gates),
-        activations=two - 2 * image + trial.batch * image,
+        casts=2 * two - four,
+        activations=activations,
+        holes=activations // 2 if heap else 0,
     )
 
 
 def train(trial: Trial) -> list[float]:
-    """Take the steps; return the seconds of each."""
-    shape = (3, trial.size, trial.size)
-    count = trial.batch * (trial.steps + 1)
+    """Take the steps of ``trial`` and one before them; return the seconds of each."""
+    shape, count = (3, trial.size, trial.size), trial.batch * (trial.steps + 1)
     images = torch.randint(256, (count, *shape), dtype=torch.uint8)
     data = Split(images, torch.randint(CLASSES, (count,)), (0.5,) * 3, (0.25,) * 3)
     fabric = make_fabric(input_shape=shape)
     loop = Loop(trial.kind, train=data, augmentation=Augmentation(), epochs=1, batch=trial.batch, fabric=fabric)
     dense = ModelSpec.parse(trial.model).build(CLASSES, 3).to(fabric.device)
-    snl, seconds = SNL(), []
-    with student(trial.kind, dense, find_sites(dense, data.inputs(slice(1)))) as model:
+    search, seconds = SNL(), []
+    with trained(trial.kind, dense, find_sites(dense, data.inputs(slice(1)))) as model:
         gates = gates_of(model)
-        network, optimizer = loop.setup(model, torch.optim.Adam(model.parameters(), snl.lr))
-        teacher = Teacher(dense, loop) if trial.kind == "masked_kd" else None
+        network, optimizer = loop.setup(model, torch.optim.Adam(model.parameters(), search.lr))
+        teacher = Teacher(dense, loop) if gates else None
         for step in loop:
             begun = time.perf_counter()
             network.train()
@@ -144,7 +168,7 @@ def train(trial: Trial) -> list[float]:
             loss = F.cross_entropy(output, step.labels)
             if target is not None:
                 size = torch.stack([gate.abs().sum() for gate in gates]).sum()
-                loss = loss + snl.distil * distillation(output, target, snl.temperature) + snl.penalty * size
+                loss = loss + distillation(output, target, search.temperature) + search.penalty * size
             loop.take(loss, optimizer)
             if fabric.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -153,46 +177,86 @@ def train(trial: Trial) -> list[float]:
 
 
 def watch_memory() -> Callable[[], int]:
-    """Return a function that returns how many bytes more than now were in use since, at most; on Linux or a GPU."""
+    """Return a function that returns how many bytes more than now were in use since then, at most."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        start = torch.cuda.memory_allocated()
-        return lambda: torch.cuda.max_memory_allocated() - start
-    Path("/proc/self/clear_refs").write_text("5")
+        allocated = torch.cuda.memory_allocated()
+        return lambda: torch.cuda.max_memory_allocated() - allocated
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
     start = resident("VmRSS")
     return lambda: resident("VmHWM") - start
 
 
 def resident(entry: str) -> int:
-    """Return bytes of this process in memory: now (``VmRSS``) or at most (``VmHWM``)."""
+    """Return the bytes of this process in memory, now (``VmRSS``) or at most (``VmHWM``); on Linux."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(entry))
 
 
-def measure(trial: Trial) -> dict[str, float]:
-    """Return the median seconds of a step and the peak of its bytes; to be called in a fresh process."""
-    train(Trial(trial.kind, "resnet8", 32, 2, 1))
+def tried(trial: Trial) -> dict[str, float]:
+    """Return the median seconds of a step and the bytes in use at its peak; to be called in a fresh process."""
+    train(Trial(trial.kind, "resnet8", 32, 2, 1))  # loads and initialises what is no tensor
     peak = watch_memory()
     seconds = train(trial)
     return {"seconds": statistics.median(seconds[1:]), "memory": peak()}
 
 
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return plan and trial of each kind of step, and what they are of."""
+    shape = (3, options.size, options.size)
+    sites = find_sites(ModelSpec.parse(options.model).build(CLASSES, 3), torch.zeros(1, *shape))
+    fabric = make_fabric(input_shape=shape)
+    with fabric.autocast():
+        precision = "bf16-mixed" if torch.is_autocast_enabled(fabric.device.type) else "32-true"
+    gpu = fabric.device.type == "cuda"
+    trials = [Trial(kind, options.model, options.size, options.batch, options.steps) for kind in COPIES]
+    plans = {trial.kind: planned(trial, sites) for trial in trials}
+    measured = {}
+    for trial in trials:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            measured[trial.kind] = process.submit(tried, trial).result()
+    return {
+        "model": options.model,
+        "input": shape,
+        "sites": len(sites),
+        "relus": sites.total,
+        "device": torch.cuda.get_device_name() if gpu else environment()["processor"],
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "batch": options.batch,
+        "plan": {kind: asdict(plan) | {"memory": plan.memory} for kind, plan in plans.items()},
+        "tried": measured,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what :func:`measure` found: a column a kind of step."""
+    plan, trial = found["plan"], found["tried"]
+    print(f"{found['model']}, {'x'.join(map(str, found['input']))}: {found['sites']} sites, {found['relus']:,} ReLUs")
+    print(f"batch {found['batch']}, {found['precision']} on {found['device']}, threads: {found['threads']}\n")
+    rows = {part: [format_bytes(plan[kind][part]) for kind in COPIES] for part in plan["plain"]}
+    rows["= predicted"] = rows.pop("memory")
+    rows["measured"] = [format_bytes(trial[kind]["memory"]) for kind in COPIES]
+    rows["measured / predicted"] = [f"{trial[kind]['memory'] / plan[kind]['memory']:.2f}" for kind in COPIES]
+    rows["activations an image"] = [format_bytes(plan[kind]["activations"] / found["batch"]) for kind in COPIES]
+    rows["time of a step"] = [format_seconds(trial[kind]["seconds"]) for kind in COPIES]
+    for name, cells in {"": list(COPIES), **rows}.items():
+        print(f"{name:<20}" + "".join(f"{cell:>12}" for cell in cells))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="efficientnet-b2")
-    parser.add_argument("--size", type=int, default=224, help="pixels a side")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="efficientnet-b2", help="a name of the zoo, or path.py:function")
+    parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/scale.json"))
     options = parser.parse_args()
-    dense = ModelSpec.parse(options.model).build(CLASSES, 3)
-    sites = find_sites(dense, torch.zeros(1, 3, options.size, options.size))
-    for kind in COPIES:
-        trial = Trial(kind, options.model, options.size, options.batch, options.steps)
-        planned = plan(trial, dense, sites)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            tried = process.submit(measure, trial).result()
-        print(kind, asdict(planned), planned.memory / 1e6, tried, planned.memory / tried["memory"], flush=True)
+    found = measure(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    show(found)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def method_page(method: type[Method]) -> str:
         "",
         f"Where a ReLU is dropped, {default.surrogate.name} takes its place by default; that costs {cost}.",
         "",
-        "```",
+        "```sh",
         f"reluctant linearize runs/teacher --method {name} --budget 10% --out runs/{name}-10",
         "```",
         "",

@@ -1,11 +1,17 @@
 """What is checked in under results/ was not edited, and its page is made of it."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-from reluctant.recipe import Recipe, merge, read_toml
+import pytest
+
+from reluctant.methods import METHODS
+from reluctant.models import ModelSpec
 from reluctant.records import load_records
 from reluctant.report import results_page
+from reluctant.sweep import find_points
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,12 +26,53 @@ def test_records_name_no_folder_of_a_machine():
         assert not re.search(r'["\s=]/[a-z]+/', path.read_text()), path
 
 
-def test_every_recipe_resolves():
-    paths = sorted((ROOT / "recipes").rglob("*.toml"))
-    assert paths
-    for path in paths:
-        task, model = path.parts[-3:-1]
-        recipe = Recipe.from_json(merge({"task": task, "model": model}, read_toml(path)))
-        assert (recipe.task, recipe.model) == (task, model)
+@pytest.mark.parametrize("grid", sorted((ROOT / "recipes").glob("*/*/")), ids=lambda grid: "/".join(grid.parts[-2:]))
+def test_every_recipe_resolves_and_is_called_what_it_is(grid):
+    for path in grid.glob("*.toml"):
+        *_, point = find_points([path])
+        recipe = point.recipe
+        assert (recipe.task, ModelSpec.parse(recipe.model).name) == grid.parts[-2:]
         if recipe.method is not None:
-            assert path.stem == f"{recipe.method.name}-{recipe.budget}"
+            surrogate = recipe.method.surrogate.name
+            usual = surrogate == METHODS[recipe.method.name]().surrogate.name
+            assert path.stem == "-".join([recipe.method.name, *([] if usual else [surrogate]), recipe.budget])
+
+
+def test_the_cifar100_grid_has_every_budget_in_both_tracks():
+    points = find_points([ROOT / "recipes" / "cifar100" / "resnet18"])
+    budgets = ["100k", "12.9k", "150k", "15k", "25k", "50k", "6k", "9k"]
+    for track, methods in {"free": ["snl", "autorep"], "polynomial": ["snl", "autorep"]}.items():
+        for method in methods:
+            found = [p.recipe for p in points if p.recipe.method is not None and p.recipe.method.name == method]
+            assert sorted(r.budget for r in found if r.method.surrogate.track == track) == budgets
+    epochs = {recipe.training.epochs for recipe in (p.recipe for p in points) if recipe.method is None}
+    assert epochs == {60}
+    searched = [p.recipe for p in points if p.recipe.method is not None]
+    assert max(recipe.method.epochs + recipe.finetune.epochs for recipe in searched) <= 60
+
+
+def test_the_driver_runs_a_grid_in_slices_and_collects_its_records(tmp_path):
+    """The one of CIFAR-100, on a grid of digits."""
+    grid, runs, records = (tmp_path / name for name in ("grid", "runs", "records"))
+    grid.mkdir()
+    (grid / "dense.toml").write_text('task = "digits"\nmodel = "resnet8:width=4"\ntraining.epochs = 1\n')
+    (grid / "random-5%.toml").write_text('budget = "5%"\nmethod = "random"\nfinetune.epochs = 1\n')
+    (grid / "snl-50k.toml").write_text(
+        'budget = "10%"\nmethod = { name = "snl", max_epochs = 1 }\nfinetune.epochs = 1\n'
+    )
+    words = ["--grid", grid, "--out", runs, "--records", records, "--max-seconds"]
+    script = [sys.executable, str(ROOT / "recipes" / "cifar100" / "next.py")]
+
+    def run(seconds):
+        return subprocess.run([*script, *map(str, words), str(seconds)], capture_output=True, text=True, timeout=300)
+
+    short = run(1)
+    assert short.returncode == 1
+    assert "leave no time for the next step" in short.stderr
+    ended = run(300)
+    assert ended.returncode == 0, ended.stderr
+    assert "3 of 3 points are there" in ended.stdout
+    names = [record.kind for record in load_records([records])]
+    assert sorted(names) == ["evaluate"] * 3 + ["linearize"] * 2 + ["train"]
+    finished = {path.parent.name: path.stat().st_mtime for path in runs.glob("*/evaluate-*.record.json")}
+    assert finished["snl-50k-s0"] < finished["random-5%-s0"]

@@ -87,5 +87,8 @@ class Paused(ReluctantError):
     """
 
     def __init__(self, stage: str, done: int, total: int, seconds_left: float | None = None) -> None:
+        super().__init__(stage, done, total, seconds_left)
         self.stage, self.done, self.total, self.seconds_left = stage, done, total, seconds_left
-        super().__init__(f"stopped in time at {stage} {done:,} of {total:,}, everything saved")
+
+    def __str__(self) -> str:
+        return f"stopped in time at {self.stage} {self.done:,} of {self.total:,}, everything saved"

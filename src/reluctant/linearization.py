@@ -8,6 +8,8 @@ from torch import nn
 
 from reluctant.budget import Budget
 from reluctant.errors import BudgetError, SiteError
+from reluctant.loop import fingerprint, read_state, write_state
+from reluctant.mask import Mask
 from reluctant.masked import MaskedModel, attach
 from reluctant.methods.base import Method
 from reluctant.prices import Prices
@@ -18,6 +20,10 @@ from reluctant.training import check_network, make_fabric
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+#: Keeps what a search found, for the finetune that follows it in another slice.
+FOUND = "linearized.state"
 
 
 def linearize(
@@ -38,7 +44,7 @@ def linearize(
     Args:
         method: for instance ``SNL()``.
         budget: ``"50k"``, ``"10%"`` or a number of ReLUs.
-        directory: keeps the state of an interrupted search; the same call then goes on where it stopped.
+        directory: keeps the state of an interrupted search, and its result; the same call then goes on from there.
 
     Raises:
         BudgetError: the budget makes no sense for this model.
@@ -68,10 +74,27 @@ def linearize(
         directory=directory,
         progress=progress,
     )
-    small = method.run(attach(model, sites, method.surrogate), job).to("cpu").eval()
-    small.zero_grad(set_to_none=True)
+    about = fingerprint(model.state_dict(), f"{method.to_json()} {limit} {seed}")
+    small = _found(attach(model, sites, method.surrogate), directory, about)
+    if small is None:
+        small = method.run(attach(model, sites, method.surrogate), job).to("cpu").eval()
+        small.zero_grad(set_to_none=True)
+        if directory is not None and fabric.is_global_zero:
+            masks = {name: small.mask[name] for name in sites}
+            write_state(directory / FOUND, {"about": about, "state": small.state_dict(), "masks": masks})
     small.made_by = {"method": method.to_json(), "budget": Budget.parse(budget).text}
     cost = prices.cost(small.mask.by_site())
     if cost > limit:
         raise BudgetError(f"method {method.name} kept {cost:,.0f} {prices.unit}, over its limit of {limit:,.0f}")
     return small
+
+
+def _found(masked: MaskedModel, directory: Path | None, about: str) -> MaskedModel | None:
+    """Return ``masked`` as an earlier call of the same settings left it; ``None`` if there was none."""
+    if directory is None or not (directory / FOUND).exists():
+        return None
+    state = read_state(directory / FOUND)
+    if state["about"] != about:
+        return None
+    masked.load_state_dict(state["state"])
+    return masked.set_mask(Mask(state["masks"])).cpu().eval()

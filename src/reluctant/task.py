@@ -56,7 +56,7 @@ class Augmentation:
         flip: mirror left and right with probability one half.
         cutout: side of a square set to zero, in pixels; 0 for none.
         views: how many different draws a training makes; its epochs take them in turn, and a teacher sees each once
-            (:class:`reluctant.teacher.Teacher`). 0 draws anew in every epoch.
+            (:class:`reluctant.distillation.Teacher`). 0 draws anew in every epoch.
     """
 
     crop_padding: int = 0

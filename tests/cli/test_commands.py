@@ -177,3 +177,59 @@ def test_two_processes_train_together_and_write_once(in_folder):
     assert json.loads(done.stdout)["epochs"] == 2
     assert len(load_records(["t"])) == 1
     assert load_checkpoint(Path("t")).origin.facts["val"] == json.loads(done.stdout)["accuracy"]["val"]
+
+
+def test_sweep_runs_what_is_missing(cli):
+    Path("recipes").mkdir()
+    Path("recipes/dense.toml").write_text('task = "digits"\nmodel = "resnet8:width=4"\ntraining.epochs = 1\n')
+    Path("recipes/random-10%.toml").write_text('budget = "10%"\nmethod = "random"\nfinetune.epochs = 1\n')
+    ended = cli("sweep", "recipes", "--out", "runs")
+    assert ended.code == 0, ended.err
+    assert "random-10%-s0: 115 ReLUs" in ended.out
+    assert ended.out.endswith("2 of 2 points are there; next: reluctant report runs\n")
+    made = json.loads(cli("sweep", "recipes", "--out", "runs", "--json").out)
+    assert set(made["records"]) == {"dense-s0", "random-10%-s0"}
+    assert cli("report", "runs", "--out", "report.html").code == 0
+
+    Path("recipes/autorep-all.toml").write_text('budget = "100%"\nmethod = "autorep"\n')
+    ended = cli("sweep", "recipes", "--out", "runs")
+    assert ended.code == 2
+    assert "error: 1 of 3 points failed, first autorep-all-s0: " in ended.err
+
+
+def test_a_time_limit_stops_and_the_same_command_goes_on(cli, monkeypatch):
+    """The limit is over after an epoch; the command says so, with exit code 0, and ends as if it had not stopped."""
+    from reluctant import loop
+
+    words = ("train", "resnet8:width=4", "--task", "digits", "--epochs", "2", "--set", "training.batch=256")
+    whole = json.loads(cli(*words, "--out", "whole", "--json").out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "is_late", lambda self, needed=None: len(self.history) == 1)
+        ended = cli(*words, "--out", "sliced", "--max-seconds", "600")
+        assert ended.code == 0
+        assert ended.out.startswith("stopped in time at train 5 of 10, everything saved, about ")
+        assert ended.out.endswith("; the same command goes on\n")
+        assert not list(Path("sliced").glob("*.record.json"))
+        ended = cli(*words, "--out", "again", "--max-seconds", "600", "--json")
+        assert json.loads(ended.out)["paused"]["done"] == 5
+    made = json.loads(cli(*words, "--out", "sliced", "--max-seconds", "600", "--json").out)
+    assert made["checkpoint"] == whole["checkpoint"]
+
+
+def test_a_limit_below_a_step_is_refused_with_what_it_takes(cli):
+    ended = cli("train", "resnet8:width=4", "--task", "digits", "--out", "t", "--max-seconds", "1")
+    assert ended.code == 2
+    assert "leave no time for the next step of train (0 of" in ended.err
+    assert "give more" in ended.err
+
+
+def test_a_small_checkpoint_is_measured_as_it_is_kept(cli, digits):
+    words = ("train", "resnet8:width=8", "--task", "digits", "--epochs", "1", "--small", "--out", "t", "--json")
+    made = json.loads(cli(*words).out)
+    assert [path.name for path in Path("t").glob("*.safetensors")] == ["model-00001-of-00001.safetensors"]
+    network = load_checkpoint(Path("t")).model
+    assert made["accuracy"]["val"] == evaluate(network, digits, "val").accuracy
+    assert all(torch.equal(p, p.bfloat16().float()) for p in network.parameters())
+    assert made["recipe"]["small"]
+    assert cli("linearize", "t", "--method", "random", "--budget", "10%", *QUICK, "--out", "s").code == 0

@@ -155,11 +155,12 @@ def _set_axes(axes: Any, front: Front) -> None:
     axes.set_ylim(max(0.0, min(ends) - 0.1 * span), min(100.4, max(ends) + 0.1 * span))
 
 
-#: Edge colour (Okabe and Ito's set, which colour-blind readers tell apart) and marker of the series of a picture.
-_MARKS = (
+#: Colour (Okabe and Ito's set and a few more, which colour-blind readers tell apart) and marker of each hollow series.
+_HOLLOW = (
     ("#000000", "o"), ("#777777", "o"), ("#56B4E9", "o"), ("#009E73", "s"), ("#D55E00", "^"), ("#0072B2", "D"),
     ("#CC79A7", "X"), ("#E69F00", "v"), ("#882255", "*"), ("#44AA99", "p"),
 )  # fmt: skip
+_FILLED = (("#000000", "P"), ("#D55E00", "s"), ("#0072B2", "D"), ("#009E73", "^"), ("#882255", "*"), ("#E69F00", "v"))
 
 
 @dataclass(frozen=True)
@@ -196,14 +197,18 @@ def panels_figure(panels: Sequence[Panel], x: str, y: str, name: str) -> str:
 
     panels = [panel for panel in panels if panel.series]
     style = {key: value for key, value in _STYLE.items() if isinstance(value, bool) or key == "axes.grid.axis"}
-    names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
+    names = {
+        filled: list(dict.fromkeys(s.name for panel in panels for s in panel.series if s.filled == filled))
+        for filled in (False, True)
+    }
     with matplotlib.rc_context({**style, "font.size": 10, "svg.fonttype": "path", "svg.hashsalt": name}):
         figure = Figure(figsize=(8.8, 5.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
         FigureCanvasSVG(figure)
         shown: dict[str, Any] = {}
         for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
             for series in panel.series:
-                colour, marker = _MARKS[names.index(series.name) % len(_MARKS)]
+                marks = _FILLED if series.filled else _HOLLOW
+                colour, marker = marks[names[series.filled].index(series.name) % len(marks)]
                 relus, accuracies = zip(*series.points, strict=True)
                 (shown[series.name],) = axes.plot(
                     relus,
@@ -225,8 +230,9 @@ def panels_figure(panels: Sequence[Panel], x: str, y: str, name: str) -> str:
             axes.set_xlabel(x)
             axes.set_title(panel.title, loc="left", fontsize=10.5)
         figure.axes[0].set_ylabel(y)
+        listed = names[False] + names[True]
         figure.legend(
-            [shown[n] for n in names], names, loc="outside lower center", ncols=3, frameon=False, handletextpad=0.3
+            [shown[n] for n in listed], listed, loc="outside lower center", ncols=3, frameon=False, handletextpad=0.3
         )
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})

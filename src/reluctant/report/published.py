@@ -6,7 +6,7 @@ behind these points were chosen on the test set.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Literal
@@ -278,9 +278,10 @@ def _own_section(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> li
     if not found:
         return ["None: no record in `results/` is of CIFAR-100."]
     lines = [
-        "Where there are several seeds, accuracy and time are means, with the lowest and the highest in brackets. `val`",
-        "is the accuracy on the held-out training images on which the checkpoint was chosen, `test` the one reading of",
-        "the test split afterwards. Tables of different networks are not to be compared.",
+        "Accuracies are in percent. Where there are several seeds, they and the time are means, with the lowest and",
+        "the highest accuracy in brackets. `val` is the accuracy on the held-out training images on which the",
+        "checkpoint was chosen, `test` the one reading of the test split afterwards. Tables of different networks are",
+        "not to be compared.",
     ]
     for model in dict.fromkeys(network.head.model for network in found):
         settings: dict[str, list[Network]] = defaultdict(list)
@@ -288,7 +289,8 @@ def _own_section(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> li
             if network.head.model == model:
                 settings[_setting(network)].append(network)
         rows = [_own_row(group, recipes) for group in settings.values()]
-        lines += ["", f"### {cell(model)}", "", *_table(_OWN_COLUMNS, rows)]
+        total = next(network.head.relus["total"] for group in settings.values() for network in group)
+        lines += ["", f"### {cell(model)}: {total:,} ReLUs", "", *_table(_OWN_COLUMNS, rows)]
         notes = sorted(
             {record.note for group in settings.values() for n in group for record in n.records if record.note}
         )
@@ -304,9 +306,9 @@ def _setting(network: Network) -> str:
 
 
 _OWN_COLUMNS = {
-    "method": "---", "surrogate": "---", "track": "---", "ReLUs kept": "---:", "of": "---:", "share": "---:",
-    "seeds": "---:", "val": "---:", "test": "---:", "test images": "---:", "recipe": "---", "device": "---",
-    "time": "---:", "checkpoint chosen by": "---", "records": "---",
+    "method": "---", "surrogate": "---", "track": "---", "ReLUs kept": "---:", "share": "---:", "seeds": "---:",
+    "val": "---:", "test": "---:", "test images": "---:", "recipe": "---", "device": "---", "time": "---:",
+    "checkpoint chosen by": "---", "records": "---",
 }  # fmt: skip
 
 
@@ -321,15 +323,14 @@ def _own_row(group: Sequence[Network], recipes: Mapping[str, Recipe]) -> tuple[s
         cell(head.surrogate or "–"),
         "–" if group[0].is_dense else head.track,
         f"{kept:,}",
-        f"{head.relus['total']:,}",
         _share(kept, head.relus["total"]),
         str(len({network.head.seed for network in group})),
-        _spread([val for n in group if (val := n.head.accuracy["val"]) is not None], _accuracy),
-        _spread([test.accuracy["test"] or 0.0 for test in tests], _accuracy),
+        _spread([val for n in group if (val := n.head.accuracy["val"]) is not None]),
+        _spread([test.accuracy["test"] or 0.0 for test in tests]),
         ", ".join(sorted({f"{test.accuracy['n_test']:,}" for test in tests})) or "–",
         ", ".join(f"`{name}`" for name in files) or "no file",
         cell(", ".join(sorted({record.device for record in made}))) or "–",
-        _spread([record.seconds for record in made], format_seconds),
+        format_seconds(mean(record.seconds for record in made)) if made else "–",
         cell("; ".join(sorted({n.head.selection or "not noted" for n in group}))),
         ", ".join(
             f"[{record.digest[:8]}](../results/{record.name}.record.json)" for n in group for record in n.records
@@ -341,16 +342,11 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / max(1, whole):.1f} %"
 
 
-def _accuracy(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
-def _spread(values: Sequence[float], form: Callable[[float], str]) -> str:
-    if not values:
+def _spread(shares: Sequence[float]) -> str:
+    if not shares:
         return "–"
-    if len(values) == 1:
-        return form(values[0])
-    return f"{form(mean(values))} ({form(min(values))} to {form(max(values))})"
+    low, middle, high = (f"{100 * share:.2f}" for share in (min(shares), mean(shares), max(shares)))
+    return middle if len(shares) == 1 else f"{middle} ({low}–{high})"
 
 
 def _not_run(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> list[str]:
