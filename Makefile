@@ -11,6 +11,9 @@ demo: .venv/installed  ## train, linearize, run private inference, write runs/de
 test: .venv/installed  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+bench-train: .venv/installed  ## cost of a training step beside the plain one; writes benchmarks/out/training.json
+	$(BIN)/python benchmarks/training.py
+
 check: .venv/installed  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

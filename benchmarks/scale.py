@@ -15,9 +15,9 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from memory import watch_memory
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -174,24 +175,6 @@ def train(trial: Trial) -> list[float]:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begun)
     return seconds
-
-
-def watch_memory() -> Callable[[], int]:
-    """Return a function that returns how many bytes more than now were in use since then, at most."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        allocated = torch.cuda.memory_allocated()
-        return lambda: torch.cuda.max_memory_allocated() - allocated
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    start = resident("VmRSS")
-    return lambda: resident("VmHWM") - start
-
-
-def resident(entry: str) -> int:
-    """Return the bytes of this process in memory, now (``VmRSS``) or at most (``VmHWM``); on Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(entry))
 
 
 def tried(trial: Trial) -> dict[str, float]:

@@ -25,14 +25,14 @@ class KeptReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, keep: Tensor) -> Tensor:
         floor = torch.zeros(keep.shape, dtype=z.dtype, device=z.device).masked_fill(~keep, -torch.inf)
-        y = torch.maximum(z, floor)
+        y = torch.maximum(z, _laid_out(floor, z))
         ctx.save_for_backward(y, keep)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         y, keep = ctx.saved_tensors
-        return _passing(grads[0], torch.maximum(y, (~keep).to(y.dtype)), 0), None
+        return _passing(grads[0], torch.maximum(y, _laid_out((~keep).to(y.dtype), y)), 0), None
 
 
 class BlendedReLU(torch.autograd.Function):
@@ -50,37 +50,37 @@ class BlendedReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, m: Tensor, c0: Tensor | None, c1: Tensor | None, c2: Tensor | None) -> Tensor:
         ctx.save_for_backward(z, m, c0, c1, c2)
-        gate = m.to(z.dtype)
+        gate = _laid_out(m.to(z.dtype), z)
         if c0 is None and c1 is None and c2 is None:
             return torch.addcmul(z, gate, z.clamp(max=0), value=-1)  # m relu(z) + (1-m) z = z - m min(z, 0)
         return polynomial(z, c0, c1, c2).lerp_(z.clamp(min=0), gate)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (delta,) = grads
         z, m, c0, c1, c2 = ctx.saved_tensors
+        delta = grads[0] if grads[0].stride() == z.stride() else torch.empty_like(z).copy_(grads[0])
         for_z, for_m, *for_c = ctx.needs_input_grad
-        gate = m.to(z.dtype)
+        gate = _laid_out(m.to(z.dtype), z)
         positive = _passing(delta, z, 0)
         if c0 is None and c1 is None and c2 is None:
-            grad_m = _like(-(delta * z.clamp(max=0)).sum(0), m) if for_m else None
-            return torch.lerp(delta, positive, gate) if for_z else None, grad_m, None, None, None
+            grad_m = _like(-_summed(delta * z.clamp(max=0)), m) if for_m else None
+            return positive.lerp_(delta, 1 - gate) if for_z else None, grad_m, None, None, None
         first = delta * z if for_m or for_c[1] or for_c[2] or c2 is not None else delta
         moments = [
-            delta.sum(0) if for_m or for_c[0] else None,
-            first.sum(0) if for_m or for_c[1] else None,
-            (first * z).sum(0) if (for_m and c2 is not None) or for_c[2] else None,
+            _summed(delta) if for_m or for_c[0] else None,
+            _summed(first) if for_m or for_c[1] else None,
+            _summed(first * z) if (for_m and c2 is not None) or for_c[2] else None,
         ]
         grad_z = grad_m = None
-        if for_z:
-            slope = (1 - gate) * (1 if c1 is None else c1.to(z.dtype))
-            grad_z = (delta * slope).addcmul_(positive, gate)
-            if c2 is not None:
-                grad_z.addcmul_(first, 2 * (1 - gate) * c2.to(z.dtype))
         if for_m:
             values = (0.0 if c0 is None else c0, 1.0 if c1 is None else c1, c2)
             dropped = [moment * value for moment, value in zip(moments, values, strict=True) if value is not None]
-            grad_m = _like((positive * z).sum(0) - torch.stack([d.expand(z.shape[1:]) for d in dropped]).sum(0), m)
+            grad_m = _like(_summed(positive * z) - torch.stack([d.expand(z.shape[1:]) for d in dropped]).sum(0), m)
+        if for_z:
+            slope = (1 - gate) * (1 if c1 is None else _laid_out(c1.to(z.dtype), z))
+            grad_z = positive.mul_(gate).addcmul_(delta, slope)
+            if c2 is not None:
+                grad_z.addcmul_(first, 2 * (1 - gate) * _laid_out(c2.to(z.dtype), z))
         grad_c = [
             _like((1 - gate) * moment, c) if wanted else None
             for wanted, moment, c in zip(for_c, moments, (c0, c1, c2), strict=True)
@@ -91,10 +91,24 @@ class BlendedReLU(torch.autograd.Function):
 def polynomial(z: Tensor, c0: Tensor | None, c1: Tensor | None, c2: Tensor | None) -> Tensor:
     """Return c0 + c1 z + c2 z^2, new and in the type of ``z``, by Horner; ``None`` for c0 = 0, c1 = 1, c2 = 0."""
     if c2 is None:
-        value = z.clone() if c1 is None else z * c1.to(z.dtype)
+        value = z.clone() if c1 is None else z * _laid_out(c1.to(z.dtype), z)
     else:
-        value = (z * c2.to(z.dtype)).add_(1 if c1 is None else c1.to(z.dtype)).mul_(z)
-    return value if c0 is None else value.add_(c0.to(z.dtype))
+        value = (z * _laid_out(c2.to(z.dtype), z)).add_(1 if c1 is None else _laid_out(c1.to(z.dtype), z)).mul_(z)
+    return value if c0 is None else value.add_(_laid_out(c0.to(z.dtype), z))
+
+
+def _laid_out(values: Tensor, z: Tensor) -> Tensor:
+    """Return ``values [*shape]`` in the memory format of ``z [B, *shape]``: kernels are slow where the two differ."""
+    if values.dim() == 3 and z.dim() == 4 and not z.is_contiguous():
+        return values[None].contiguous(memory_format=torch.channels_last)[0]
+    return values
+
+
+def _summed(terms: Tensor) -> Tensor:
+    """Sum ``terms [B, *shape]`` over the batch, in their memory format."""
+    if terms.dim() == 4 and not terms.is_contiguous():
+        return terms.permute(0, 2, 3, 1).sum(0).permute(2, 0, 1)
+    return terms.sum(0)
 
 
 def _like(grad: Tensor, given: Tensor) -> Tensor:
