@@ -106,6 +106,9 @@ def test_a_point_that_somebody_is_at_is_left_to_them(recipes, tmp_path):
     assert swept.elsewhere == ("dense-s0", "random-10%-s0")
     assert not swept.records
     assert run_point(points[0], tmp_path / "runs", Machine()) is not None
+    with _claimed(tmp_path / "runs" / "dense-s0"):  # somebody looks at a teacher that is there
+        swept = sweep(points, tmp_path / "runs", Machine())
+    assert (swept.elsewhere, list(swept.records)) == (("dense-s0",), ["random-10%-s0"])
 
 
 def test_in_slices_every_point_is_what_it_is_in_one_go(recipes, tmp_path):

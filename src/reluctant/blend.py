@@ -74,7 +74,8 @@ class BlendedReLU(torch.autograd.Function):
         grad_z = grad_m = None
         if for_m:
             values = (0.0 if c0 is None else c0, 1.0 if c1 is None else c1, c2)
-            dropped = [moment * value for moment, value in zip(moments, values, strict=True) if value is not None]
+            pairs = zip(moments, values, strict=True)
+            dropped = [moment * value for moment, value in pairs if moment is not None and value is not None]
             grad_m = _like(_summed(positive * z) - torch.stack([d.expand(z.shape[1:]) for d in dropped]).sum(0), m)
         if for_z:
             slope = (1 - gate) * (1 if c1 is None else _laid_out(c1.to(z.dtype), z))
@@ -82,7 +83,7 @@ class BlendedReLU(torch.autograd.Function):
             if c2 is not None:
                 grad_z.addcmul_(first, 2 * (1 - gate) * _laid_out(c2.to(z.dtype), z))
         grad_c = [
-            _like((1 - gate) * moment, c) if wanted else None
+            _like((1 - gate) * moment, c) if wanted and moment is not None else None
             for wanted, moment, c in zip(for_c, moments, (c0, c1, c2), strict=True)
         ]
         return grad_z, grad_m, *grad_c

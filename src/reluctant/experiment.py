@@ -310,7 +310,7 @@ def _finish(out: Path, model: nn.Module, origin: Origin, recipe: Recipe, kind: A
     )
     save_checkpoint(out, model, origin, small=recipe.small)
     record.save(out)
-    for state in out.glob("*.state"):
+    for state in [*out.glob("*.state"), *out.glob(".*.*")]:  # the second: what a killed process was writing
         state.unlink()
     return record
 

@@ -167,6 +167,7 @@ class Loop:
         self.settings = json.loads(json.dumps({**given, **(settings or {})}))
         self.history: list[dict[str, float]] = []
         self._kept: dict[str, Stateful] = {}
+        self._model = nn.Module()
         self._stopped = False
         self._before, self._begun = 0.0, time.monotonic()
         self._pace = Pace()
@@ -194,6 +195,7 @@ class Loop:
             state: what else a step reads and changes.
         """
         self.settings["start"] = fingerprint(model.state_dict())
+        self._model = model
         wrapped = self.fabric.setup(model, *optimizers)
         result = wrapped if isinstance(wrapped, tuple) else (wrapped,)
         self._kept = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}, **state}
@@ -264,7 +266,10 @@ class Loop:
     def take(
         self, loss: Tensor, *optimizers: torch.optim.Optimizer, clip: tuple[nn.Module, float] | None = None
     ) -> None:
-        """Go one step down the gradient of ``loss`` (a scalar); ``clip`` bounds the norm of a model's gradient."""
+        """Go one step down the gradient of ``loss`` (a scalar); ``clip`` bounds the norm of a model's gradient.
+
+        Afterwards weights and running statistics are the same on all ranks.
+        """
         for optimizer in optimizers:
             optimizer.zero_grad()
         self.fabric.backward(loss)
@@ -272,6 +277,17 @@ class Loop:
             nn.utils.clip_grad_norm_(clip[0].parameters(), clip[1])
         for optimizer in optimizers:
             optimizer.step()
+        if self.fabric.world_size > 1:
+            self._average_buffers()
+
+    @torch.no_grad()
+    def _average_buffers(self) -> None:
+        """Set every running statistic of the model to its mean over the ranks, so that all go on with the same."""
+        buffers = [b for b in self._model.buffers() if b.is_floating_point()]
+        if buffers:
+            means = self.fabric.all_reduce(torch.cat([b.flatten() for b in buffers]), reduce_op="mean")
+            for buffer, mean in zip(buffers, means.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(mean.view_as(buffer))
 
     def note(self, **metrics: float) -> None:
         """Add a line to the loop's history, with the seconds so far; it goes to ``<stage>.metrics.jsonl``, too."""

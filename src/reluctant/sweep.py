@@ -118,7 +118,7 @@ def sweep(points: Sequence[Point], out: Path, machine: Machine, *, progress: Pro
         tell("points", number, len(points))
         if point.teacher in failed:
             failed[point.name] = f"its teacher {point.teacher} failed"
-        elif point.teacher in elsewhere:
+        elif point.teacher in elsewhere and not is_finished(out / point.teacher):
             elsewhere.append(point.name)
         else:
             try:

@@ -127,8 +127,12 @@ def make_fabric(*, device: str = "auto", precision: Precision = "auto", input_sh
         pays = on_gpu or (math.prod(input_shape[-2:]) >= 1024 and torch.cpu._is_avx512_bf16_supported())
         precision = "bf16-mixed" if pays else "32-true"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    launched = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # by torchrun, which says how many there are
     fabric = lightning_fabric.Fabric(
-        accelerator="cuda" if on_gpu else "cpu", devices=int(devices or 1), precision=precision
+        accelerator="cuda" if on_gpu else "cpu",
+        devices=int(devices or launched),
+        num_nodes=int(os.environ.get("WORLD_SIZE", launched)) // launched if "LOCAL_WORLD_SIZE" in os.environ else 1,
+        precision=precision,
     )
     fabric.launch()
     return fabric

@@ -181,8 +181,6 @@ class AutoReP(MaskMethod):
             state["calls"] += 1
             if state["calls"] <= self.refresh_until and state["calls"] % self.refresh_every == 0:
                 for gate in gates.values():
-                    for statistic in (gate.mean, gate.variance):
-                        statistic.copy_(job.fabric.all_reduce(statistic, reduce_op="mean"))
                     self.refresh(gate)
             if step.last:
                 kept = sum(int(gate.kept.sum()) for gate in gates.values())
