@@ -234,6 +234,8 @@ class Loop:
             saved = time.monotonic()
 
     def _measure(self, last: bool, seconds: float) -> None:
+        if self.limit is not None:
+            self.limit.worked = True  # on every rank, also those that show no progress
         if last:
             self._pace.last = max(self._pace.last or 0.0, seconds)
         else:

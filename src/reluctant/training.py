@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
@@ -127,6 +128,7 @@ def make_fabric(*, device: str = "auto", precision: Precision = "auto", input_sh
         pays = on_gpu or (math.prod(input_shape[-2:]) >= 1024 and torch.cpu._is_avx512_bf16_supported())
         precision = "bf16-mixed" if pays else "32-true"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of DDP, about 1x1 convolutions
     launched = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # by torchrun, which says how many there are
     fabric = lightning_fabric.Fabric(
         accelerator="cuda" if on_gpu else "cpu",

@@ -18,6 +18,8 @@ from reluctant.progress import TimeLimit
 from reluctant.units import format_seconds
 
 LINE_SECONDS = 10.0
+#: Seconds of a time limit that are left to loading the program before, and to leaving all its processes after.
+START_AND_END = 3.0
 
 
 class ProgressView:
@@ -77,7 +79,7 @@ def shown(as_json: bool, max_seconds: float | None = None) -> Iterator[Watcher]:
     """Show the progress of what runs inside; past ``max_seconds``, say what is left and leave with exit code 0."""
     with ProgressView(quiet=as_json) as view:
         try:
-            yield view if max_seconds is None else TimeLimit(max_seconds, view)
+            yield view if max_seconds is None else TimeLimit(max_seconds - min(START_AND_END, 0.1 * max_seconds), view)
         except Paused as pause:
             first = all(int(os.environ.get(rank, 0)) == 0 for rank in ("RANK", "LOCAL_RANK"))
             left = "" if pause.seconds_left is None else f", about {format_seconds(pause.seconds_left)} of it left"
