@@ -7,6 +7,7 @@ Memory is the peak of a process of its own, above what it held before the networ
 
 import argparse
 import json
+import logging
 import multiprocessing
 import statistics
 import tempfile
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/training.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    logging.disable(logging.WARNING)  # that searches of a few steps are far from their budget
     found = measure(options.model, options.batch, options.steps, options.rounds)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=2) + "\n")

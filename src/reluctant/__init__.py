@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from reluctant.checkpoints import load_checkpoint, save_checkpoint
     from reluctant.data import TASKS, load_task
     from reluctant.engines import ENGINES
-    from reluctant.errors import ReluctantError
+    from reluctant.errors import Paused, ReluctantError
     from reluctant.linearization import linearize
     from reluctant.mask import Mask
     from reluctant.masked import MaskedModel, attach
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from reluctant.models import MODELS, load_model
     from reluctant.prices import Prices
     from reluctant.program.lower import lower
+    from reluctant.progress import TimeLimit
     from reluctant.recipe import Recipe
     from reluctant.records import Record, load_records
     from reluctant.report import Report
@@ -48,7 +49,7 @@ _HOME = {
     "checkpoints": ["load_checkpoint", "save_checkpoint"],
     "data": ["TASKS", "load_task"],
     "engines": ["ENGINES"],
-    "errors": ["ReluctantError"],
+    "errors": ["Paused", "ReluctantError"],
     "linearization": ["linearize"],
     "mask": ["Mask"],
     "masked": ["MaskedModel", "attach"],
@@ -61,6 +62,7 @@ _HOME = {
     "models": ["MODELS", "load_model"],
     "prices": ["Prices"],
     "program.lower": ["lower"],
+    "progress": ["TimeLimit"],
     "recipe": ["Recipe"],
     "records": ["Record", "load_records"],
     "report": ["Report"],
@@ -89,6 +91,7 @@ __all__ = [
     "MaskMethod",
     "MaskedModel",
     "Method",
+    "Paused",
     "Prices",
     "Quadratic",
     "Random",
@@ -101,6 +104,7 @@ __all__ = [
     "Sites",
     "Task",
     "Taylor",
+    "TimeLimit",
     "Training",
     "attach",
     "evaluate",

@@ -251,10 +251,10 @@ class Loop:
             return False
         needed = self._pace.needed(False, 1) if needed is None else needed
         self.limit.longest = max(self.limit.longest, needed)
-        late = torch.tensor(float(self.limit.left < needed), device=self.fabric.device)
+        late = self.limit.left < needed
         if self.fabric.world_size > 1:
-            late = self.fabric.all_reduce(late, reduce_op="max")
-        return bool(late)
+            late = bool(self.fabric.all_reduce(torch.tensor(float(late), device=self.fabric.device), reduce_op="max"))
+        return late
 
     def pause(self, stage: str, done: int, total: int) -> NoReturn:
         """Stop for now, at ``done`` of ``total`` of ``stage``.

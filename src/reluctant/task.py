@@ -76,7 +76,10 @@ class Augmentation:
         return Draw(shift.to(device), mirrored.to(device), centre.to(device))
 
     def __call__(self, images: UInt8[Tensor, "B C H W"], draw: Draw) -> UInt8[Tensor, "B C H W"]:
-        """Return augmented images of the same shape, on the device of both."""
+        """Return augmented images of the same shape, on the device of both.
+
+        Those that were cropped or mirrored lie in the channels-last format, in which convolutions are fastest.
+        """
         count, _, height, width = images.shape
         device = images.device
         if self.crop_padding or self.flip:
