@@ -163,8 +163,8 @@ def test_a_reloaded_network_is_still_known_as_linearized(trained, few_digits, tm
 
 @pytest.fixture
 def parts(trained, few_digits, tmp_path, monkeypatch):
-    """A linearized network in bf16, kept small in parts of 20 KiB, and those files."""
-    monkeypatch.setattr("reluctant.checkpoints.PART_BYTES", 20 * 1024)
+    """A linearized network in bf16, kept small in parts of 24 KiB, and those files."""
+    monkeypatch.setattr("reluctant.checkpoints.PART_BYTES", 24 * 1024)
     network = linearize(trained, METHODS["random"](), "30%", few_digits)
     round_weights(network)
     return network, save_checkpoint(tmp_path, network, ORIGIN, small=True)
@@ -174,7 +174,7 @@ def test_a_small_network_comes_back_from_its_parts(parts, few_digits):
     network, files = parts
     assert len(files) > 1
     assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
-    assert all(file.stat().st_size < 20 * 1024 + 10 * 1024 for file in files)
+    assert all(file.stat().st_size < 24 * 1024 + 10 * 1024 for file in files)
     images = few_digits.val.inputs(slice(16))
     for place in (files[0].parent, files[1]):
         loaded = load_checkpoint(place).model
@@ -206,8 +206,22 @@ def test_missing_and_foreign_parts_are_seen(parts, trained):
         load_checkpoint(folder)
 
 
+def test_the_network_written_last_is_the_one_there(parts, trained):
+    network, files = parts
+    save_checkpoint(files[0].parent, trained, ORIGIN)
+    assert weights_digest(load_checkpoint(files[0].parent).model) == weights_digest(trained)
+    save_checkpoint(files[0].parent, network, ORIGIN, small=True)
+    assert weights_digest(load_checkpoint(files[0].parent).model) == weights_digest(network)
+
+
+def test_weights_that_are_not_rounded_are_not_kept_small(trained, tmp_path):
+    with pytest.raises(CheckpointError, match=r"conv1\.weight is not rounded to bf16; call round_weights first"):
+        save_checkpoint(tmp_path, trained, ORIGIN, small=True)
+
+
 def test_a_tensor_larger_than_a_part_is_refused(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("reluctant.checkpoints.PART_BYTES", 1024)
+    round_weights(trained := copy.deepcopy(trained))
     with pytest.raises(CheckpointError, match=r"conv.*weight takes [\d,]+ bytes, more than a part may"):
         save_checkpoint(tmp_path, trained, ORIGIN, small=True)
     assert not list(tmp_path.iterdir())

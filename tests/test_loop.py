@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,5 +113,23 @@ def test_the_time_a_step_needs():
     pace = Pace(step=2.0, save=4.0)
     assert pace.needed(last=False, steps=100) == 1.25 * 6
     assert pace.needed(last=True, steps=100) == 1.25 * (2 * 21 + 4)
-    pace.last = 10.0
+    pace.took(True, 10.0)
     assert pace.needed(last=True, steps=100) == 1.25 * 14
+    assert Pace().needed(last=True, steps=100) == 1.25 * 22  # a second a step, as long as none was seen
+
+
+def test_a_slow_step_is_forgotten_and_what_was_aside_does_not_count():
+    pace = Pace()
+    pace.aside = 30.0
+    pace.took(False, 30.5)
+    assert pace.step == 0.5
+    pace.took(False, 20.0)
+    for _ in range(60):
+        pace.took(False, 0.1)
+    assert pace.step < 0.2
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(few_digits):
+    two = SimpleNamespace(world_size=2, global_rank=0, device="cpu")
+    with pytest.raises(UsageError, match="a batch of 65 images cannot be shared evenly by 2 processes"):
+        Loop("walk", train=few_digits.train, augmentation=few_digits.augmentation, epochs=1, batch=65, fabric=two)

@@ -1,9 +1,8 @@
 """Killed at any moment, or out of disk: nothing is lost but the step in hand, and no part of a file is taken for one.
 
-Commands run in forked processes, so that dozens of them can be killed in seconds.
+Commands run in processes forked from one that has loaded everything, so that dozens of them can be killed in a minute.
 """
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -12,23 +11,25 @@ import resource
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from reluctant.cli.main import main
 from reluctant.experiment import Machine
+from reluctant.loop import Loop
 from reluctant.records import load_records
 from reluctant.sweep import find_points, sweep
-from reluctant.task import Task
 
-FORK = multiprocessing.get_context("fork")
-DENSE = 'task = "digits"\nmodel = "resnet8:width=4"\ntraining = { epochs = 4, batch = 128 }\n'
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["test_survival", "lightning_fabric", "reluctant.cli.sweep", "reluctant.report"])
+DENSE = 'task = "digits"\nmodel = "resnet8:width=4"\ntraining = { epochs = 3, batch = 128 }\n'
 FINETUNE = "finetune = { epochs = 2, batch = 128 }\n"
 RECIPES = {
     "dense": DENSE,
-    "snl-10%": 'budget = "10%"\nviews = 2\nmethod = { name = "snl", max_epochs = 3, batch = 128 }\n' + FINETUNE,
-    "autorep-10%": 'budget = "10%"\nmethod = { name = "autorep", search_epochs = 3, batch = 128 }\n' + FINETUNE,
+    "snl-10%": 'budget = "10%"\nviews = 2\nmethod = { name = "snl", max_epochs = 2, batch = 128 }\n' + FINETUNE,
+    "autorep-10%": 'budget = "10%"\nmethod = { name = "autorep", search_epochs = 2, batch = 128 }\n' + FINETUNE,
     "taylor-10%": 'budget = "10%"\nmethod = { name = "taylor", images = 256 }\n' + FINETUNE,
 }
 
@@ -41,17 +42,38 @@ def child(words, errors, before):
 
 
 def nothing():
-    pass
+    """Leaves a process as it is."""
+
+
+def die_in_write(number):
+    """Makes a process kill itself when its ``number``-th file is written, but not yet in its place."""
+    left, fsync = iter(range(1, number)), os.fsync
+
+    def die(handle):
+        fsync(handle)
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = die
+
+
+def pause_after_two_epochs():
+    """Puts the time limit of a process after the second epoch."""
+    Loop.is_late = lambda self, needed=None: len(self.history) == 2
+
+
+def leave_room(size):
+    """Lets no file of a process grow beyond ``size`` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 @pytest.fixture
-def start(tmp_path, digits: Task, fabric, monkeypatch):
+def start(tmp_path, monkeypatch):
     """Starts ``reluctant`` with the given words in a process of its own, ``before`` called in it first."""
     monkeypatch.chdir(tmp_path)
-    assert all(map(importlib.import_module, ("reluctant.sweep", "reluctant.cli.sweep", "reluctant.report")))  # once
 
     def run(*words, before=nothing):
-        process = FORK.Process(target=child, args=(words, tmp_path / "errors.txt", before))
+        process = SERVER.Process(target=child, args=(words, tmp_path / "errors.txt", before))
         process.start()
         return process
 
@@ -110,20 +132,8 @@ def test_killed_at_random_moments_a_sweep_ends_as_if_it_had_not_been(start, grid
 
 @pytest.mark.parametrize("write", [1, 2, 6, 11])
 def test_killed_in_the_middle_of_a_write(start, grid, whole, tmp_path, write):
-    """The n-th file is written, but not yet in its place."""
-
-    def before():
-        left, fsync = iter(range(1, write)), os.fsync
-
-        def die(handle):
-            fsync(handle)
-            if next(left, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        os.fsync = die
-
     words = ("sweep", grid / "snl-10%.toml", "--out", "runs")
-    assert ended(start(*words, before=before)) == -signal.SIGKILL
+    assert ended(start(*words, before=partial(die_in_write, write))) == -signal.SIGKILL
     assert ended(start(*words)) == 0, (tmp_path / "errors.txt").read_text()
     records, files = made(tmp_path / "runs")
     assert len(records) == 4
@@ -152,19 +162,10 @@ def test_a_report_is_whole_or_not_there(start, grid, tmp_path):
 
 def test_a_full_disk_is_said_and_the_last_good_state_stands(start, tmp_path):
     words = ("train", "resnet8:width=4", "--task", "digits", "--set", "training.batch=128", "--epochs", "4")
-
-    def pause_after_two_epochs():
-        from reluctant.loop import Loop
-
-        Loop.is_late = lambda self, needed=None: len(self.history) == 2
-
     assert ended(start(*words, "--out", "runs", "--max-seconds", "600", before=pause_after_two_epochs)) == 0
     state = (tmp_path / "runs" / "train.state").read_bytes()
 
-    def no_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(state) // 2, resource.RLIM_INFINITY))
-
-    assert ended(start(*words, "--out", "runs", before=no_room)) == 2
+    assert ended(start(*words, "--out", "runs", before=partial(leave_room, len(state) // 2))) == 2
     message = (tmp_path / "errors.txt").read_text().splitlines()[-1]
     assert message.startswith("error: cannot write runs/train.state: File too large; free some space")
     assert (tmp_path / "runs" / "train.state").read_bytes() == state

@@ -1,11 +1,18 @@
 """Sweeps: the points of a folder of recipes, each once, whatever happens on the way."""
 
+import json
+import subprocess
+import sys
+from functools import partial
+
 import pytest
 
+from reluctant.cluster import sweep_on_ray
 from reluctant.errors import Paused, UsageError
 from reluctant.experiment import Machine
 from reluctant.progress import TimeLimit
-from reluctant.sweep import Point, _claimed, find_points, run_point, sweep
+from reluctant.records import load_records
+from reluctant.sweep import _claimed, find_points, run_point, sweep
 
 DENSE = """
 task = "digits"
@@ -98,6 +105,27 @@ def test_without_their_teacher_students_fail(recipes, tmp_path):
     assert swept.failed["taylor-10%-s0"] == "its teacher dense-s0 failed"
 
 
+def test_a_finished_point_of_another_recipe_or_teacher_is_not_taken_for_this_one(recipes, tmp_path):
+    def run():
+        return sweep(find_points([recipes / "random-10%.toml"]), tmp_path / "runs", Machine()).failed
+
+    assert not run()
+    (recipes / "random-10%.toml").write_text(f'note = "as before"\n{SMALL}')
+    assert not run()
+    (recipes / "random-10%.toml").write_text(SMALL.replace("epochs = 1", "epochs = 2"))
+    assert "is of other settings or another teacher; choose another --out" in run()["random-10%-s0"]
+    (recipes / "random-10%.toml").write_text(SMALL)
+    (tmp_path / "runs" / "dense-s0").rename(tmp_path / "first")
+    (recipes / "dense.toml").write_text(DENSE.replace("epochs = 1", "epochs = 2"))
+    assert list(run()) == ["random-10%-s0"]
+
+
+@pytest.mark.parametrize("run", [sweep, partial(sweep_on_ray, address="local")], ids=["here", "ray"])
+def test_a_sweep_is_shared_by_points_not_by_batches(recipes, tmp_path, run):
+    with pytest.raises(UsageError, match="trains each point in one process, --device cpu:2 asks for several"):
+        run(find_points([recipes]), tmp_path / "runs", Machine(device="cpu:2"))
+
+
 def test_a_point_that_somebody_is_at_is_left_to_them(recipes, tmp_path):
     points = find_points([recipes / "random-10%.toml"])
     with _claimed(tmp_path / "runs" / "dense-s0") as mine:
@@ -141,14 +169,21 @@ def test_in_slices_every_point_is_what_it_is_in_one_go(recipes, tmp_path):
     }
 
 
+@pytest.mark.timeout(300)
 def test_a_ray_cluster_runs_the_points_teachers_first(recipes, tmp_path):
-    from reluctant.cluster import sweep_on_ray
-
     (recipes / "autorep-1.toml").write_text(SMALL.replace("random", "autorep").replace("10%", "100%"))
-    points = find_points([recipes])
-    swept = sweep_on_ray(points, tmp_path / "runs", Machine(), address="local")
-    assert set(swept.records) == {"dense-s0", "random-10%-s0", "taylor-10%-s0"}
-    assert list(swept.failed) == ["autorep-1-s0"]
-    assert isinstance(points[0], Point)
-    with pytest.raises(UsageError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
-        sweep_on_ray(points, tmp_path / "runs", Machine(), address="127.0.0.1:1")
+    words = ["sweep", recipes, "--out", tmp_path / "runs", "--ray", "local", "--json"]
+    ended = subprocess.run([sys.executable, "-m", "reluctant", *map(str, words)], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "error: 1 of 4 points failed, first autorep-1-s0: " in ended.stderr
+    made = json.loads(ended.stdout)
+    assert set(made["records"]) == {"dense-s0", "random-10%-s0", "taylor-10%-s0"}
+    assert list(made["failed"]) == ["autorep-1-s0"]
+    for record in load_records([tmp_path / "runs"]):
+        assert record.command.startswith("__main__.py sweep "), record.command
+        assert "--ray local" in record.command
+
+
+def test_an_absent_cluster_is_said_at_once(recipes, tmp_path):
+    with pytest.raises(UsageError, match=r"no Ray cluster at 127\.0\.0\.1:1: .*refused"):
+        sweep_on_ray(find_points([recipes]), tmp_path / "runs", Machine(), address="127.0.0.1:1")

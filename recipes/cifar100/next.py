@@ -4,12 +4,12 @@ Made for machines that are lent for minutes: call it again and again with the sa
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
 from reluctant.errors import Paused, ReluctantError
 from reluctant.experiment import Machine
+from reluctant.files import write_atomically
 from reluctant.progress import TimeLimit
 from reluctant.sweep import find_points, sweep
 
@@ -30,12 +30,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, kept from slice to slice")
     parser.add_argument("--max-seconds", type=float, required=True, help="stop before so many seconds")
     parser.add_argument("--data", type=Path, help="folder with the data sets; else $RELUCTANT_DATA, else ./data")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:2")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--grid", type=Path, default=HERE / "resnet18", help="folder of recipes")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--records", type=Path, help="folder that gets a copy of every record")
     chosen = parser.parse_args()
-    limit = TimeLimit(chosen.max_seconds)  # before anything is loaded
+    limit = TimeLimit(chosen.max_seconds)
     points = find_points(in_order(chosen.grid), seeds=chosen.seeds)
     failed = {}
     try:
@@ -44,11 +44,12 @@ def main() -> int:
         print(f"{pause}; the same command goes on")
     else:
         failed = swept.failed
-        print(f"{len(swept.records)} of {len(points)} points are there", *failed.items(), sep="\n")
+        print(f"{len(swept.records)} of {len(points)} points are there")
+        for name, reason in failed.items():
+            print(f"{name} failed: {reason}")
     if chosen.records is not None:
-        chosen.records.mkdir(parents=True, exist_ok=True)
         for record in chosen.out.glob("*/*.record.json"):
-            shutil.copy2(record, chosen.records)
+            write_atomically(chosen.records / record.name, record.read_bytes())
     return 1 if failed else 0
 
 

@@ -38,8 +38,8 @@ class KeptReLU(torch.autograd.Function):
 class BlendedReLU(torch.autograd.Function):
     """``m relu(z) + (1 - m) (c0 + c1 z + c2 z^2)`` and all its gradients, keeping only z for the backward pass.
 
-    The gradients of m and c are sums over the batch of delta z^k and delta relu(z), an element; the mask is applied to
-    those sums, not to their terms.
+    For finite values only: infinity times a gate of zero is not a number. The gradients of m and c are sums over the
+    batch of delta z^k and delta relu(z), an element; the mask is applied to those sums, not to their terms.
 
     Args (of ``apply``):
         z: ``[B, *shape]``.

@@ -105,26 +105,33 @@ def save_checkpoint(folder: Path, model: nn.Module, origin: Origin, *, small: bo
     about = {"format": FORMAT, "sites": sites, "surrogate": surrogate, **asdict(origin)}
     text = json.dumps(about, sort_keys=True)
     metadata = {"reluctant": text, "sha256": fingerprint(tensors, text)}
-    if not small:
-        write_atomically(folder / FILE, save(tensors, metadata))
-        return [folder / FILE]
-    parts = _parts({name: t.bfloat16() if t.is_floating_point() else t for name, t in tensors.items()})
-    paths = [folder / f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
+    if small:
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.equal(tensor.bfloat16().float(), tensor):
+                raise CheckpointError(f"{name} is not rounded to bf16; call round_weights first")
+        rounded = {name: t.bfloat16() if t.dtype == torch.float32 else t for name, t in tensors.items()}
+        parts = _parts(rounded, PART_BYTES - len(text))
+        names = [f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
+    else:
+        parts, names = [tensors], [FILE]
+    paths = [folder / name for name in names]
     for path, part in zip(paths, parts, strict=True):
         write_atomically(path, save(part, metadata))
+    for old in {folder / FILE, *folder.glob(PARTS)} - set(paths):
+        old.unlink(missing_ok=True)
     return paths
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Return ``tensors`` in their order, in parts of at most ``PART_BYTES``."""
+def _parts(tensors: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    """Return ``tensors`` in their order, in parts of at most ``size`` bytes."""
     parts: list[dict[str, Tensor]] = [{}]
-    room = PART_BYTES
+    room = size
     for name, tensor in tensors.items():
-        if tensor.nbytes > PART_BYTES:
+        if tensor.nbytes > size:
             raise CheckpointError(f"{name} takes {tensor.nbytes:,} bytes, more than a part may; leave --small out")
         if tensor.nbytes > room:
             parts.append({})
-            room = PART_BYTES
+            room = size
         parts[-1][name] = tensor
         room -= tensor.nbytes
     return parts

@@ -5,16 +5,21 @@ the sweep's folder and the data under the same paths.
 """
 
 import logging
+import os
 import socket
+import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reluctant.data.download import VARIABLE
 from reluctant.errors import Paused, ReluctantError, UsageError
 from reluctant.experiment import Machine
 from reluctant.progress import Progress, TimeLimit, limit_of, silent
 from reluctant.records import Record
-from reluctant.sweep import Point, Swept, run_point
+from reluctant.sweep import Point, Swept, check_alone, run_point
 
 log = logging.getLogger(__name__)
 
@@ -37,19 +42,23 @@ def sweep_on_ray(
         import ray
     except ImportError as error:
         raise UsageError('sweeps over a cluster need Ray: pip install "reluctant[ray]"') from error
+    check_alone(machine)
     _check_reachable(address)
     try:
         ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
     limit = limit_of(progress)
+    until = None if limit is None else time.time() + limit.left
+    given = machine.data or os.environ.get(VARIABLE)
+    place = replace(machine, data=Path(given).expanduser().resolve() if given else None)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     try:
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_finish)
         tasks: dict[str, Any] = {}
         for point in points:
             after = tasks[point.teacher] if point.teacher else None
-            tasks[point.name] = remote.remote(point, out.resolve(), machine, limit.left if limit else None, after)
+            tasks[point.name] = remote.remote(point, out.resolve(), place, until, sys.argv, after)
         names, waiting = {task: name for name, task in tasks.items()}, list(tasks.values())
         ended: dict[str, Record | str | Paused | None] = {}
         while waiting:
@@ -59,15 +68,16 @@ def sweep_on_ray(
                 try:
                     ended[names[task]] = ray.get(task)
                 except ray.exceptions.RayError as error:
-                    ended[names[task]] = f"its process broke: {str(error).splitlines()[0]}"
+                    ended[names[task]] = f"its process broke: {str(error).strip().splitlines()[-1]}"
     finally:
         ray.shutdown()
+    failed = {name: result for name, result in ended.items() if isinstance(result, str)}
     pauses = [result for result in ended.values() if isinstance(result, Paused)]
-    if pauses:
+    if pauses and not failed:
         raise Paused(f"{len(pauses)} points, first {pauses[0].stage}", pauses[0].done, pauses[0].total)
     return Swept(
         {name: result for name, result in ended.items() if isinstance(result, Record)},
-        {name: result for name, result in ended.items() if isinstance(result, str)},
+        failed,
         tuple(name for name, result in ended.items() if result is None),
     )
 
@@ -83,14 +93,27 @@ def _check_reachable(address: str) -> None:
 
 
 def _finish(
-    point: Point, out: Path, machine: Machine, seconds: float | None, teacher: Record | str | Paused | None
+    point: Point,
+    out: Path,
+    machine: Machine,
+    until: float | None,
+    command: list[str],
+    teacher: Record | str | Paused | None,
 ) -> Record | str | Paused | None:
-    """Run one point where Ray puts it; return its record, what went wrong, its pause, or ``None`` if it is not ours."""
+    """Run one point where Ray puts it; return its record, what went wrong, its pause, or ``None`` if it is not ours.
+
+    Args:
+        until: the time limit, in seconds since the epoch.
+        command: what was typed; it goes into the records.
+    """
+    sys.argv = command
     if point.teacher is not None and not isinstance(teacher, Record):
         return f"its teacher {point.teacher} failed" if isinstance(teacher, str) else teacher
     try:
-        return run_point(point, out, machine, progress=silent if seconds is None else TimeLimit(seconds))
+        # Not to have begun at all under the limit is a pause here, too: others may have had the time.
+        progress = silent if until is None else TimeLimit(until - time.time(), worked=True)
+        return run_point(point, out, machine, progress=progress)
     except Paused as pause:
         return pause
-    except ReluctantError as error:
-        return str(error)
+    except (ReluctantError, RuntimeError) as error:
+        return str(error).splitlines()[0]

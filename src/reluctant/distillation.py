@@ -1,5 +1,6 @@
 """Class scores of a network, and learning from those of another."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,16 @@ class Teacher:
         parts = [state["scores"]] if state is not None and state["about"] == about else []
         loop.fabric.barrier()  # before one rank writes what another has not looked for yet
         done, total = sum(map(len, parts)), len(loop.train)
+        begun, found = time.monotonic(), done
         for images in loop.train.view(ROWS, view, loop.augmentation, seed=loop.seed, start=done):
             if loop.is_late():
                 self._keep(path, about, parts)
                 loop.pause(f"teacher's view {view}", done, total)
             parts.append(self._scores(images).half().cpu())
             done += len(images)
-        if state is None or len(parts) > 1:
+        if done > found:
             self._keep(path, about, parts)
+        loop.leave_out(time.monotonic() - begun)
         return torch.cat(parts).to(loop.fabric.device)
 
     def _keep(self, path: Path | None, about: str, parts: list[Tensor]) -> None:

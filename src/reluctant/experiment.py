@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,9 @@ from reluctant.engines.base import EngineRun
 from reluctant.engines.parties import Place, query, serve
 from reluctant.engines.spu import FRACTION_BITS
 from reluctant.errors import UsageError
-from reluctant.files import write_json
+from reluctant.files import UNFINISHED, write_json
 from reluctant.linearization import linearize
-from reluctant.loop import read_state, write_state
+from reluctant.loop import is_late, read_state, write_state
 from reluctant.models import ModelSpec
 from reluctant.prices import Prices
 from reluctant.program.lower import lower
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 RECIPE = "recipe.json"
+STATES = ("train.state", "search.state", "finetune.state", "linearized.state", "teacher-*.state")
 #: Test images between two looks at the clock, where the twin works through all of them.
 TWIN_IMAGES = 512
 SELECTION = "best epoch on a held-out tenth of the training set; test split read once, afterwards"
@@ -123,7 +124,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
     find_sites(model, task.example)  # a network that cannot be linearized is refused before it is trained
     _begin(out, public_recipe(recipe))
     model = fit(model, task, recipe.training, seed=recipe.seed, fabric=fabric, directory=out, progress=progress)
-    val = _validate(model, task, recipe, progress)
+    val = _validate(model, task, recipe, fabric, progress)
     facts = {
         "seed": recipe.seed,
         "epochs": recipe.training.epochs,
@@ -165,7 +166,7 @@ def linearize_checkpoint(
     settings: dict[str, Any] = {"seed": recipe.seed, "fabric": fabric, "directory": out, "progress": progress}
     small = linearize(given.dense, recipe.method, recipe.budget, task, **settings)
     small = finetune(small, task, recipe.finetune, teacher=given.dense, **settings)
-    val = _validate(small, task, recipe, progress)
+    val = _validate(small, task, recipe, fabric, progress)
     facts = {
         "seed": recipe.seed,
         "epochs": sum(int(lines[-1]["epoch"]) for lines in _histories(out)),
@@ -214,7 +215,8 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
         found = evaluate(masked, task, "test")
     record = evaluation_record(found, checkpoint.model, checkpoint.origin, time.monotonic() - begun, twin=twin)
     record.save(place)
-    (place / "twin.state").unlink(missing_ok=True)
+    if twin:
+        (place / "twin.state").unlink(missing_ok=True)
     return record
 
 
@@ -288,10 +290,10 @@ def _leave_the_rest_to_the_first(fabric: "Fabric") -> None:
         sys.exit(0)
 
 
-def _validate(model: nn.Module, task: Task, recipe: Recipe, progress: Progress) -> Evaluation:
+def _validate(model: nn.Module, task: Task, recipe: Recipe, fabric: "Fabric", progress: Progress) -> Evaluation:
     """Return what the finished ``model``, rounded if it is kept small, gets right of the held-out images."""
     limit = limit_of(progress)
-    if limit is not None and limit.left < 2 * limit.longest:
+    if limit is not None and is_late(limit, limit.longest, fabric):
         limit.pause("validation", 0, 1, limit.longest)
     if recipe.small:
         round_weights(model)
@@ -310,9 +312,15 @@ def _finish(out: Path, model: nn.Module, origin: Origin, recipe: Recipe, kind: A
     )
     save_checkpoint(out, model, origin, small=recipe.small)
     record.save(out)
-    for state in [*out.glob("*.state"), *out.glob(".*.*")]:  # the second: what a killed process was writing
-        state.unlink()
+    clear_states(out)
     return record
+
+
+def clear_states(out: Path) -> None:
+    """Delete what an interrupted run in ``out`` would have needed, and what killed ones were writing."""
+    for pattern in (*STATES, f".*{UNFINISHED}"):
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _histories(out: Path) -> list[list[dict[str, float]]]:
@@ -324,6 +332,22 @@ def _histories(out: Path) -> list[list[dict[str, float]]]:
 def is_finished(out: Path) -> bool:
     """Return whether a training or a linearization ended in ``out``: its record is the last thing that is written."""
     return any(out.glob("train-*.record.json")) or any(out.glob("linearize-*.record.json"))
+
+
+def check_finished(out: Path, recipe: Recipe, teacher: Path | None) -> None:
+    """Raise unless the finished run in ``out`` is of ``recipe`` and, for a linearized network, of that ``teacher``.
+
+    Raises:
+        UsageError: it is of other settings (a note is none), or of another teacher.
+    """
+    try:
+        begun = json.loads((out / RECIPE).read_text())
+        digest = begun.pop("teacher", None)
+        same = replace(Recipe.from_json(begun), note=None).to_json() == public_recipe(replace(recipe, note=None))
+    except (OSError, ValueError, UsageError):
+        same, digest = False, None
+    if not same or (teacher is not None and digest != weights_digest(load_checkpoint(teacher).dense)):
+        raise UsageError(f"{out} is of other settings or another teacher; choose another --out, or remove it first")
 
 
 def _begin(out: Path, settings: dict[str, Any]) -> None:

@@ -74,7 +74,9 @@ def linearize(
         directory=directory,
         progress=progress,
     )
-    about = fingerprint(model.state_dict(), f"{method.to_json()} {limit} {seed}")
+    about = fingerprint(
+        model.state_dict(), f"{method.to_json()} {limit} {seed} {task.name} {len(task.train)} {task.augmentation}"
+    )
     small = _found(attach(model, sites, method.surrogate), directory, about)
     if small is None:
         small = method.run(attach(model, sites, method.surrogate), job).to("cpu").eval()

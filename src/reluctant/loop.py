@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from reluctant.errors import CheckpointError
+from reluctant.errors import CheckpointError, UsageError
 from reluctant.files import write_atomically
-from reluctant.progress import Progress, limit_of, silent
+from reluctant.progress import Progress, TimeLimit, limit_of, silent
 from reluctant.task import Augmentation, Job, Split
 
 if TYPE_CHECKING:
@@ -71,6 +71,17 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def is_late(limit: TimeLimit | None, needed: float, fabric: "Fabric") -> bool:
+    """Return whether fewer than ``needed`` seconds are left under ``limit``; the same on all ranks."""
+    if limit is None:
+        return False
+    limit.longest = max(limit.longest, needed)
+    late = limit.left < needed
+    if fabric.world_size > 1:
+        late = bool(fabric.all_reduce(torch.tensor(float(late), device=fabric.device), reduce_op="max"))
+    return late
+
+
 class Counters(dict[str, Any]):
     """Plain values (numbers, strings, tensors) that a search wants kept with the loop's state."""
 
@@ -109,19 +120,31 @@ class Pace:
     """Seconds that parts of a loop took at most, to know whether another one fits under a time limit.
 
     Args:
-        step: an ordinary step.
+        step: an ordinary step of late; ``None`` if there was none yet.
         last: the last step of an epoch, with the validation after it; ``None`` if there was none yet.
         save: writing the state.
+        aside: what else went on in a step that others will not have.
     """
 
-    step: float = 1.0
+    step: float | None = None
     last: float | None = None
     save: float = 1.0
+    aside: float = 0.0
 
     def needed(self, last: bool, steps: int) -> float:
         """Return the seconds to have before a step, and to save after it; ``steps`` are those of an epoch."""
-        step = self.step if not last else self.last or self.step * (1 + 0.2 * steps)
+        step = 1.0 if self.step is None else self.step
+        if last:
+            step = step * (1 + 0.2 * steps) if self.last is None else self.last
         return 1.25 * (step + self.save)
+
+    def took(self, last: bool, seconds: float) -> None:
+        """Note that a step took so many ``seconds``; one that was slow by chance is forgotten after some others."""
+        seconds, self.aside = seconds - self.aside, 0.0
+        if last:
+            self.last = max(seconds, 0.7 * (self.last or 0.0))
+        else:
+            self.step = max(seconds, 0.9 * (self.step or 0.0))
 
 
 class Loop:
@@ -157,6 +180,8 @@ class Loop:
         progress: Progress = silent,
         save_seconds: float = 60.0,
     ) -> None:
+        if batch % fabric.world_size:
+            raise UsageError(f"a batch of {batch} images cannot be shared evenly by {fabric.world_size} processes")
         self.stage, self.augmentation, self.epochs, self.batch = stage, augmentation, epochs, batch
         self.fabric, self.seed, self.save_seconds = fabric, seed, save_seconds
         self.progress = progress if fabric.global_rank == 0 else silent
@@ -217,7 +242,8 @@ class Loop:
                 last, done = index == steps - 1, epoch * steps + index
                 if self.is_late(self._pace.needed(last, steps)):
                     self._save(epoch, index)
-                    self.pause(self.stage, done, self.epochs * steps)
+                    left = self._seconds() / done * (self.epochs * steps - done) if done else None
+                    self.pause(self.stage, done, self.epochs * steps, left)
                 begun = time.monotonic()
                 yield Step(epoch, index, done / (self.epochs * steps), last, *batch, view)
                 index += 1
@@ -236,10 +262,7 @@ class Loop:
     def _measure(self, last: bool, seconds: float) -> None:
         if self.limit is not None:
             self.limit.worked = True  # on every rank, also those that show no progress
-        if last:
-            self._pace.last = max(self._pace.last or 0.0, seconds)
-        else:
-            self._pace.step = max(self._pace.step, seconds)
+        self._pace.took(last, seconds)
 
     def is_late(self, needed: float | None = None) -> bool:
         """Return whether fewer than ``needed`` seconds are left under the time limit; the same on all ranks.
@@ -247,23 +270,20 @@ class Loop:
         Args:
             needed: an ordinary step's if not given.
         """
-        if self.limit is None:
-            return False
-        needed = self._pace.needed(False, 1) if needed is None else needed
-        self.limit.longest = max(self.limit.longest, needed)
-        late = self.limit.left < needed
-        if self.fabric.world_size > 1:
-            late = bool(self.fabric.all_reduce(torch.tensor(float(late), device=self.fabric.device), reduce_op="max"))
-        return late
+        return is_late(self.limit, self._pace.needed(False, 1) if needed is None else needed, self.fabric)
 
-    def pause(self, stage: str, done: int, total: int) -> NoReturn:
+    def leave_out(self, seconds: float) -> None:
+        """Do not take ``seconds`` of the step in hand for what steps take."""
+        self._pace.aside += seconds
+
+    def pause(self, stage: str, done: int, total: int, seconds_left: float | None = None) -> NoReturn:
         """Stop for now, at ``done`` of ``total`` of ``stage``.
 
         Raises:
             Paused: always.
         """
         assert self.limit is not None, "only a loop that is late pauses"
-        self.limit.pause(stage, done, total, self._seconds() / done * (total - done) if done else None)
+        self.limit.pause(stage, done, total, seconds_left)
 
     def take(
         self, loss: Tensor, *optimizers: torch.optim.Optimizer, clip: tuple[nn.Module, float] | None = None
@@ -322,14 +342,14 @@ class Loop:
             "index": index,
             "history": self.history,
             "seconds": self._seconds(),
-            "pace": asdict(self._pace),
+            "last": self._pace.last,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all(),
             **{f"kept/{name}": thing.state_dict() for name, thing in self._kept.items()},
         }
-        write_state(self._file, state)
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
-        write_atomically(self._file.with_suffix(".metrics.jsonl"), lines.encode())
+        write_atomically(self._file.with_suffix(".metrics.jsonl"), lines.encode())  # first: a state makes it final
+        write_state(self._file, state)
         self._pace.save = max(self._pace.save, time.monotonic() - begun)
 
     def _resume(self) -> tuple[int, int]:
@@ -345,7 +365,7 @@ class Loop:
             thing.load_state_dict(state[f"kept/{name}"])
         self.history = state["history"]
         self._before = state["seconds"]
-        self._pace = Pace(**state["pace"])
+        self._pace.last = state["last"]
         torch.set_rng_state(state["random"])
         if len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random_cuda"])

@@ -7,13 +7,22 @@ point that somebody is at is left to them.
 
 import fcntl
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reluctant.errors import Paused, ReluctantError, UsageError
-from reluctant.experiment import Machine, evaluate_checkpoint, is_finished, linearize_checkpoint, train
+from reluctant.experiment import (
+    Machine,
+    check_finished,
+    clear_states,
+    evaluate_checkpoint,
+    is_finished,
+    linearize_checkpoint,
+    train,
+)
 from reluctant.progress import Progress, Under, limit_of, silent
 from reluctant.recipe import Recipe, merge, read_toml
 from reluctant.records import Record
@@ -76,6 +85,8 @@ def find_points(recipes: Sequence[Path], *, budgets: Sequence[str] = (), seeds: 
                 recipe = _recipe(path, {"task": dense.task, "model": dense.model}, seed)
                 if recipe.method is None or recipe.budget is None:
                     raise UsageError(f"{path} names no method or no budget")
+                if (recipe.task, recipe.model) != (dense.task, dense.model):
+                    raise UsageError(f"{path} is for another task or model than the {DENSE} beside it, its teacher")
                 stem = path.stem.removesuffix(f"-{recipe.budget}")
                 for budget in budgets or (recipe.budget,):
                     name = f"{stem}-{budget}" if budgets else path.stem
@@ -112,6 +123,7 @@ def sweep(points: Sequence[Point], out: Path, machine: Machine, *, progress: Pro
     records: dict[str, Record] = {}
     failed: dict[str, str] = {}
     elsewhere: list[str] = []
+    check_alone(machine)
     limit = limit_of(progress)
     tell = progress if limit is None else limit.progress  # to look at a finished point is no work
     for number, point in enumerate(points):
@@ -126,9 +138,9 @@ def sweep(points: Sequence[Point], out: Path, machine: Machine, *, progress: Pro
             except Paused as pause:
                 stage = f"{point.name} ({number + 1} of {len(points)} points), {pause.stage}"
                 raise Paused(stage, pause.done, pause.total, pause.seconds_left) from None
-            except ReluctantError as error:
+            except (ReluctantError, RuntimeError) as error:  # the second: torch's, out of memory among them
                 log.warning("%s: %s", point.name, error)
-                failed[point.name] = str(error)
+                failed[point.name] = str(error).splitlines()[0]
             else:
                 if record is None:
                     elsewhere.append(point.name)
@@ -137,17 +149,33 @@ def sweep(points: Sequence[Point], out: Path, machine: Machine, *, progress: Pro
     return Swept(records, failed, tuple(elsewhere))
 
 
+def check_alone(machine: Machine) -> None:
+    """Raise unless ``machine`` trains in one process.
+
+    Raises:
+        UsageError: it does so in several; a sweep is shared by points, not by batches.
+    """
+    if machine.device.partition(":")[2] not in ("", "1") or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError(
+            f"a sweep trains each point in one process, --device {machine.device} asks for several; start as "
+            "many sweeps with the same --out, they share the points"
+        )
+
+
 def run_point(point: Point, out: Path, machine: Machine, *, progress: Progress = silent) -> Record | None:
     """Finish ``point`` and return the record of its evaluation; ``None`` if another process is at it."""
     folder = out / point.name
     with _claimed(folder) as mine:
         if not mine:
             return None
-        if not is_finished(folder):
-            if point.teacher is None:
-                train(point.recipe, folder, machine, progress=progress)
-            else:
-                linearize_checkpoint(out / point.teacher, point.recipe, folder, machine, progress=progress)
+        teacher = None if point.teacher is None else out / point.teacher
+        if is_finished(folder):
+            check_finished(folder, point.recipe, teacher)
+            clear_states(folder)
+        elif teacher is None:
+            train(point.recipe, folder, machine, progress=progress)
+        else:
+            linearize_checkpoint(teacher, point.recipe, folder, machine, progress=progress)
         limit = limit_of(progress)
         if limit is not None and limit.left < 2 * limit.longest:
             limit.pause("evaluation", 0, 1, limit.longest)
@@ -157,8 +185,12 @@ def run_point(point: Point, out: Path, machine: Machine, *, progress: Progress =
 @contextmanager
 def _claimed(folder: Path) -> Iterator[bool]:
     """Claim ``folder`` for this process while inside, and tell whether that worked; a killed process claims nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".claim").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".claim").open("w")
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

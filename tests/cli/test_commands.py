@@ -224,6 +224,15 @@ def test_a_limit_below_a_step_is_refused_with_what_it_takes(cli):
     assert "give more" in ended.err
 
 
+def test_only_its_own_files_are_cleared_away(cli):
+    mine = [Path(name) for name in (".pre-commit-config.yaml", "machine.state", "x.state")]
+    for path in mine:
+        path.write_text("mine")
+    assert cli("train", "resnet8:width=4", "--task", "digits", "--epochs", "1", "--out", ".").code == 0
+    assert all(path.exists() for path in mine)
+    assert not Path("train.state").exists()
+
+
 def test_a_small_checkpoint_is_measured_as_it_is_kept(cli, digits):
     words = ("train", "resnet8:width=8", "--task", "digits", "--epochs", "1", "--small", "--out", "t", "--json")
     made = json.loads(cli(*words).out)
