@@ -52,7 +52,8 @@ class BlendedReLU(torch.autograd.Function):
         ctx.save_for_backward(z, m, c0, c1, c2)
         gate = _laid_out(m.to(z.dtype), z)
         if c0 is None and c1 is None and c2 is None:
-            return torch.addcmul(z, gate, z.clamp(max=0), value=-1)  # m relu(z) + (1-m) z = z - m min(z, 0)
+            negative = z.clamp(max=0)
+            return torch.addcmul(z, gate, negative, value=-1, out=negative)  # m relu(z) + (1-m) z = z - m min(z, 0)
         return polynomial(z, c0, c1, c2).lerp_(z.clamp(min=0), gate)
 
     @staticmethod
@@ -63,7 +64,7 @@ class BlendedReLU(torch.autograd.Function):
         gate = _laid_out(m.to(z.dtype), z)
         positive = _passing(delta, z, 0)
         if c0 is None and c1 is None and c2 is None:
-            grad_m = _like(-_summed(delta * z.clamp(max=0)), m) if for_m else None
+            grad_m = _like(-_summed(z.clamp(max=0).mul_(delta)), m) if for_m else None
             return positive.lerp_(delta, 1 - gate) if for_z else None, grad_m, None, None, None
         first = delta * z if for_m or for_c[1] or for_c[2] or c2 is not None else delta
         moments = [
