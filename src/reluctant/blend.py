@@ -100,9 +100,12 @@ def polynomial(z: Tensor, c0: Tensor | None, c1: Tensor | None, c2: Tensor | Non
 
 
 def _laid_out(values: Tensor, z: Tensor) -> Tensor:
-    """Return ``values [*shape]`` in the memory format of ``z [B, *shape]``: kernels are slow where the two differ."""
+    """Return ``values``, which broadcast to ``[*shape]``, in the memory format of ``z [B, *shape]``.
+
+    Kernels are slow where the two differ, and where they broadcast along what lies innermost.
+    """
     if values.dim() == 3 and z.dim() == 4 and not z.is_contiguous():
-        return values[None].contiguous(memory_format=torch.channels_last)[0]
+        return values.expand(z.shape[1:])[None].contiguous(memory_format=torch.channels_last)[0]
     return values
 
 
