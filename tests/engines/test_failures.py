@@ -153,6 +153,8 @@ def test_two_servers(small_program):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_parties_end_with_whoever_started_them(tmp_path, how):
     script = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell put us in the background\n"
         "import numpy as np\n"
         "from reluctant.engines.parties import Place, query\n"
         "here = Place(listen='127.0.0.1:{}', peer='127.0.0.1:{}', connect_timeout=60)\n"
