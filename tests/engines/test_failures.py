@@ -157,7 +157,7 @@ def test_parties_end_with_whoever_started_them(tmp_path, how):
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell put us in the background\n"
         "import numpy as np\n"
         "from reluctant.engines.parties import Place, query\n"
-        "here = Place(listen='127.0.0.1:{}', peer='127.0.0.1:{}', connect_timeout=60)\n"
+        "here = Place(listen='127.0.0.1:{}', peer='127.0.0.1:{}', connect_timeout=15)\n"
         "query(np.zeros((1, 3, 8, 8), np.float32), here, batch=1, fraction_bits=18,\n"
         "      progress=lambda *a: print('connecting', flush=True))\n"
     ).format(*free_ports(2))
@@ -167,7 +167,7 @@ def test_parties_end_with_whoever_started_them(tmp_path, how):
     assert parent.stdout.readline() == "connecting\n"
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
     parent.send_signal(how)
-    parent.wait(30)
+    parent.wait(45)
     parent.stdout.close()
     assert len(children) == 1
     for _ in range(100):
