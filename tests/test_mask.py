@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reluctant.errors import ShapeError
-from reluctant.mask import Mask
+from reluctant.mask import Mask, grouped
 from reluctant.prices import Prices, SitePrice
 
 UNIT = Prices({"a": SitePrice(), "b": SitePrice()})
@@ -109,3 +109,31 @@ def test_equal_scores_are_bought_as_far_as_the_limit_goes(prices):
     mask = Mask.top(scores([1.0] * 10, [1.0] * 10), Prices(prices), 15)
     spent = Prices(prices).cost(mask.by_site())
     assert 15 - max(price.relu for price in prices.values()) < spent <= 15
+
+
+def test_groups_are_kept_or_dropped_whole():
+    shapes = {"a": (4, 3, 3), "b": (6,)}
+    given = {"a": torch.tensor([1.0, 5.0, 2.0, 4.0]).reshape(4, 1, 1), "b": torch.tensor([3.0, 0, 0, 0, 6.0, 0])}
+    prices = Prices({name: SitePrice() for name in shapes})
+    mask = Mask.top(given, prices, 20, shapes)
+    assert mask.shapes == shapes
+    assert mask["a"].flatten(1).any(1).tolist() == mask["a"].flatten(1).all(1).tolist() == [False, True, False, True]
+    assert mask["b"].tolist() == [True, False, False, False, True, False]
+    assert Mask.top(given, prices, 8, shapes).by_site()["a"] == 0
+
+
+def test_the_mean_of_a_group_counts_not_its_size():
+    score = torch.zeros(2, 2, 2)
+    score[1] = 1.0
+    assert grouped(score, "channel").flatten().tolist() == [0, 1]
+    assert grouped(score, "spatial").shape == (1, 2, 2)
+    assert grouped(score, "pixel") is score
+
+
+def test_each_site_keeps_its_own_count():
+    given = {"a": torch.tensor([[3.0, 1.0], [2.0, 2.0]]), "b": torch.zeros(5)}
+    mask = Mask.top_of_sites(given, {"a": 2, "b": 3})
+    assert mask["a"].tolist() == [[True, False], [True, False]]
+    assert mask["b"].tolist() == [True] * 3 + [False] * 2
+    whole = Mask.top_of_sites({"a": torch.rand(2, 1)}, {"a": 3}, {"a": (2, 2)})
+    assert whole.kept == 2

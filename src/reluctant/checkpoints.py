@@ -169,7 +169,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     masked.made_by = {"method": origin.method, "budget": origin.budget} if origin.method else {}
     with torch.no_grad():
         for activation in masked.masked():
-            for key, constant in activation.named_parameters():
+            for key, constant in activation.constants().items():
                 constant.copy_(tensors[f"{_CONSTANT}{key}/{activation.site.name}"])
     return Checkpoint(network, masked.eval(), origin)
 
@@ -233,7 +233,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     if isinstance(model, MaskedModel):
         tensors |= {_MASK + name: bits for name, bits in model.mask.pack().items()}
         for activation in model.masked():
-            for key, constant in activation.named_parameters():
+            for key, constant in activation.constants().items():
                 tensors[f"{_CONSTANT}{key}/{activation.site.name}"] = constant
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 

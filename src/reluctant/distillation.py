@@ -1,6 +1,8 @@
 """Class scores of a network, and learning from those of another."""
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reluctant.features import attention_gap, stage_ends, watching
 from reluctant.loop import Loop, Step, fingerprint, read_state, write_state
-from reluctant.sites import copied
+from reluctant.masked import MaskedModel, attach
+from reluctant.sites import Sites, copied
 
 #: Images at a time where a teacher looks at a whole view.
 ROWS = 500
@@ -85,3 +89,54 @@ def distillation(student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], t
     """Return ``T^2 KL(teacher || student)`` at temperature T, the mean over the batch (Hinton et al., 2015)."""
     soft = F.log_softmax(student / temperature, 1)
     return temperature**2 * F.kl_div(soft, F.softmax(teacher / temperature, 1), reduction="batchmean")
+
+
+class FeatureTeacher:
+    """A frozen copy of a dense network, asked for class scores and for what its sites put out.
+
+    Features are never held: each step costs a pass of the teacher.
+
+    Args:
+        sites: of the network; ``names`` are those to watch.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites, names: Sequence[str], loop: Loop) -> None:
+        self.network = attach(model, sites).to(loop.fabric.device).eval().requires_grad_(False)
+        self.names, self.loop = names, loop
+
+    @torch.no_grad()
+    def __call__(self, step: Step) -> tuple[Float[Tensor, "B K"], dict[str, Tensor]]:
+        """Return the class scores for the images of ``step``, and the features ``[B, *shape]`` by site."""
+        with self.loop.fabric.autocast(), watching(self.network, self.names) as seen:
+            scores = logits(self.network(step.images.clone())).float()
+        return scores, seen
+
+
+#: The loss to add to that of the labels, given a step and the student's class scores for it.
+Lesson = Callable[[Step, Float[Tensor, "B K"]], Tensor]
+
+
+@contextmanager
+def teaching(
+    teacher: nn.Module, student: nn.Module, loop: Loop, *, temperature: float, distil: float, attention: float = 0.0
+) -> Iterator[Lesson]:
+    """Teach ``student`` while inside.
+
+    Args:
+        distil: weight of :func:`distillation` at ``temperature``.
+        attention: weight of :func:`reluctant.features.attention_gap` at the ends of the stages. Above zero it needs a
+            masked student, and a pass of the teacher for each step.
+    """
+    if not attention or not isinstance(student, MaskedModel):
+        scores = Teacher(teacher, loop)
+        yield lambda step, output: distil * distillation(output, scores(step), temperature)
+        return
+    ends = stage_ends(student.sites)
+    features = FeatureTeacher(teacher, student.sites, ends, loop)
+    with watching(student, ends) as seen:
+
+        def lesson(step: Step, output: Tensor) -> Tensor:
+            target, theirs = features(step)
+            return distil * distillation(output, target, temperature) + attention * attention_gap(seen, theirs)
+
+        yield lesson

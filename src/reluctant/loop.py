@@ -11,7 +11,7 @@ import json
 import logging
 import pickle
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
@@ -198,10 +198,10 @@ class Loop:
         self._pace = Pace()
 
     @classmethod
-    def of_job(cls, job: Job, *, epochs: int, batch: int, settings: Mapping[str, Any]) -> "Loop":
+    def of_job(cls, job: Job, *, epochs: int, batch: int, settings: Mapping[str, Any], stage: str = "search") -> "Loop":
         """Return the loop of a mask search: the job's data, seed, device and folder, the method's ``settings``."""
         return cls(
-            "search",
+            stage,
             train=job.train,
             augmentation=job.augmentation,
             epochs=epochs,
@@ -286,9 +286,12 @@ class Loop:
         self.limit.pause(stage, done, total, seconds_left)
 
     def take(
-        self, loss: Tensor, *optimizers: torch.optim.Optimizer, clip: tuple[nn.Module, float] | None = None
+        self,
+        loss: Tensor,
+        *optimizers: torch.optim.Optimizer,
+        clip: tuple[Iterable[nn.Parameter], float] | None = None,
     ) -> None:
-        """Go one step down the gradient of ``loss`` (a scalar); ``clip`` bounds the norm of a model's gradient.
+        """Go one step down the gradient of ``loss`` (a scalar); ``clip`` bounds the norm of the gradient of some.
 
         Afterwards weights and running statistics are the same on all ranks.
         """
@@ -296,7 +299,7 @@ class Loop:
             optimizer.zero_grad()
         self.fabric.backward(loss)
         if clip is not None:
-            nn.utils.clip_grad_norm_(clip[0].parameters(), clip[1])
+            nn.utils.clip_grad_norm_(clip[0], clip[1])
         for optimizer in optimizers:
             optimizer.step()
         if self.fabric.world_size > 1:

@@ -130,7 +130,13 @@ class Mask(Mapping[str, Bool[Tensor, "..."]]):
         return cls({name: torch.ones(site.shape, dtype=torch.bool) for name, site in sites.items()})
 
     @classmethod
-    def top(cls, scores: Mapping[str, Float[Tensor, "..."]], prices: Prices, limit: float) -> "Mask":
+    def top(
+        cls,
+        scores: Mapping[str, Float[Tensor, "..."]],
+        prices: Prices,
+        limit: float,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> "Mask":
         """Return the mask of the highest scores whose cost under ``prices`` is at most ``limit``.
 
         With one price for all ReLUs and none for a site this is the exact top k: as many as the limit buys. Else it is
@@ -141,36 +147,77 @@ class Mask(Mapping[str, Bool[Tensor, "..."]]):
         Args:
             scores: higher = rather kept; one tensor a site. Only differences count.
             limit: in the unit of ``prices``.
+            shapes: of the sites, where scores are of groups (:func:`grouped`): each score is then of a ReLU, on
+                average, of a group that is kept or dropped whole.
         """
         names = list(scores)
+        shapes = shapes or {name: tuple(scores[name].shape) for name in names}
         flat = [scores[name].detach().to("cpu", torch.float64).reshape(-1).numpy() for name in names]
         value = np.concatenate(flat)
         site = np.repeat(np.arange(len(names)), [len(part) for part in flat])
         if not np.isfinite(value).all():
             bad = names[site[~np.isfinite(value)][0]]
             raise ShapeError(f"the scores of site {bad} hold NaN or infinity; lower the learning rate of the search")
-        relu = np.array([prices.by_site[name].relu for name in names], dtype=np.float64)
+        relus = np.array([_group_size(scores[name], shapes[name]) for name in names], dtype=np.float64)
+        price = relus * np.array([prices.by_site[name].relu for name in names], dtype=np.float64)
         alive = np.array([prices.by_site[name].alive for name in names], dtype=np.float64)
         room = limit - prices.floor
-        if alive.any() or len(set(relu)) > 1:
+        if alive.any() or len(set(price)) > 1:
             value = value - value.min() + max(1e-9, 1e-3 * float(np.ptp(value)))  # the least is worth a little, too
-            opened = _worth_opening(value, site, relu, alive, room)
-            chosen = _fill(value / relu[site], site, relu, opened, room - alive[opened].sum())
-            for more in np.argsort(-np.bincount(site, value, len(relu)), kind="stable"):
-                left = room - alive[opened].sum() - relu[site[chosen]].sum() - alive[more]
-                if not opened[more] and left >= relu[more]:
+            value = value * relus[site]
+            opened = _worth_opening(value, site, price, alive, room)
+            chosen = _fill(value / price[site], site, price, opened, room - alive[opened].sum())
+            for more in np.argsort(-np.bincount(site, value, len(price)), kind="stable"):
+                left = room - alive[opened].sum() - price[site[chosen]].sum() - alive[more]
+                if not opened[more] and left >= price[more]:
                     opened[more] = True
-                    chosen |= _fill(value / relu[site], site, relu, np.arange(len(relu)) == more, left)
+                    chosen |= _fill(value / price[site], site, price, np.arange(len(price)) == more, left)
         else:
             chosen = np.zeros(len(value), dtype=bool)
-            chosen[np.argsort(-value, kind="stable")[: max(0, int(room / relu[0] + 1e-9))]] = True
+            chosen[np.argsort(-value, kind="stable")[: max(0, int(room / price[0] + 1e-9))]] = True
         parts = np.split(chosen, np.cumsum([len(part) for part in flat])[:-1])
         return cls(
             {
-                name: torch.from_numpy(part.copy()).reshape(scores[name].shape)
+                name: torch.from_numpy(part.copy()).reshape(scores[name].shape).expand(shapes[name]).clone()
                 for name, part in zip(names, parts, strict=True)
             }
         )
+
+    @classmethod
+    def top_of_sites(
+        cls,
+        scores: Mapping[str, Float[Tensor, "..."]],
+        counts: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> "Mask":
+        """Return the mask of the ``counts[name]`` highest scores of each site; of groups, as many as fit whole.
+
+        Args:
+            scores, shapes: as for :meth:`top`.
+        """
+        keep = {}
+        for name, score in scores.items():
+            shape = tuple(score.shape) if shapes is None else shapes[name]
+            order = score.detach().cpu().reshape(-1).argsort(descending=True, stable=True)
+            chosen = torch.zeros(score.numel(), dtype=torch.bool)
+            chosen[order[: counts[name] // _group_size(score, shape)]] = True
+            keep[name] = chosen.reshape(score.shape).expand(shape).clone()
+        return cls(keep)
+
+
+#: What is kept or dropped together: one ReLU; the map of a channel; one place in all channels.
+GRANULARITIES = ("pixel", "channel", "spatial")
+
+
+def grouped(score: Float[Tensor, "..."], granularity: str) -> Float[Tensor, "..."]:
+    """Return the mean of ``score [C, ...]`` over each group: of its own shape, ``[C, 1, 1]`` or ``[1, H, W]``."""
+    if granularity == "pixel" or (score.dim() == 1 and granularity == "channel"):
+        return score
+    return score.mean(tuple(range(1, score.dim())) if granularity == "channel" else 0, keepdim=True)
+
+
+def _group_size(score: Tensor, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) // score.numel()
 
 
 Values = np.ndarray[tuple[int], np.dtype[np.float64]]

@@ -30,21 +30,26 @@ class MaskedActivation(nn.Module):
     """The module at a site: a kept element goes through ReLU, any other through the surrogate.
 
     Trained coefficients are the parameters ``c0``, ``c1``, ``c2``, of shape ``[C, 1, 1]`` or of the site; those that a
-    surrogate fixes are ``None``.
+    surrogate fixes are ``None``. The buffer ``divisor``, ``[C, 1, 1]``, holds the whole numbers whose reciprocals are
+    c1, where a surrogate has such.
     """
 
     keep: Tensor
     c0: nn.Parameter | None
     c1: nn.Parameter | None
     c2: nn.Parameter | None
+    divisor: Tensor | None
 
     def __init__(self, site: ActivationSite, surrogate: Surrogate) -> None:
         super().__init__()
         self.site, self.surrogate = site, surrogate
         self.register_buffer("keep", torch.ones(site.shape, dtype=torch.bool), persistent=False)
+        self.register_buffer("divisor", None)
         for name, term in zip(("c0", "c1", "c2"), surrogate.terms, strict=True):
             value = self._shaped(term, torch.zeros(site.shape[0]))
-            self.register_parameter(name, None if term in ("zero", "one") else nn.Parameter(value))
+            self.register_parameter(name, nn.Parameter(value) if term in ("channel", "element") else None)
+            if term == "reciprocal":
+                self.divisor = torch.ones_like(value)
         self.start(torch.zeros(site.shape[0]), torch.ones(site.shape[0]))
 
     def _shaped(self, term: Term, value: Float[Tensor, "C"]) -> Tensor:
@@ -53,29 +58,33 @@ class MaskedActivation(nn.Module):
 
     @torch.no_grad()
     def start(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> None:
-        """Set the trained coefficients to their best fit of ReLU for an input of that mean and deviation a channel."""
+        """Set the coefficients to their best fit of ReLU for an input of that mean and deviation a channel."""
         fit = self.surrogate.fit(mean, std)
         for parameter, term, value, scale in zip(
             (self.c0, self.c1, self.c2), self.surrogate.terms, fit, self.surrogate.scales, strict=True
         ):
             if parameter is not None:
                 parameter.copy_(self._shaped(term, value / scale))
+            elif term == "reciprocal" and self.divisor is not None:
+                self.divisor.copy_(self._shaped(term, (1 / value).round()))
+
+    def constants(self) -> dict[str, Tensor]:
+        """Return by name the values that stand in for dropped ReLUs here: trained coefficients, and divisors."""
+        named = {"c0": self.c0, "c1": self.c1, "c2": self.c2, "divisor": self.divisor}
+        return {name: value for name, value in named.items() if value is not None}
 
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return c0, c1, c2 as a secure program needs them, each broadcastable to the site's shape."""
-        fixed = {"zero": torch.zeros(()), "one": torch.ones(())}
-        values = [
-            fixed[term].to(self.keep.device) if parameter is None else parameter.detach() * scale
-            for parameter, term, scale in zip(
-                (self.c0, self.c1, self.c2), self.surrogate.terms, self.surrogate.scales, strict=True
-            )
-        ]
-        return values[0], values[1], values[2]
+        zero, one = torch.zeros((), device=self.keep.device), torch.ones((), device=self.keep.device)
+        c0, c1, c2 = (None if value is None else value.detach() for value in self.terms())
+        return zero if c0 is None else c0, one if c1 is None else c1, zero if c2 is None else c2
 
     def terms(self) -> Coefficients:
         """Return c0, c1, c2 for :class:`BlendedReLU`, with gradients; ``None`` for c0 = 0, c1 = 1, c2 = 0."""
         c1: Tensor | None = self.c1
-        if c1 is None and self.surrogate.terms[1] == "zero":
+        if self.divisor is not None:
+            c1 = self.divisor.reciprocal()
+        elif c1 is None and self.surrogate.terms[1] == "zero":
             c1 = torch.zeros((), device=self.keep.device)
         scale = self.surrogate.scales[2]
         return self.c0, c1, None if self.c2 is None else self.c2 * scale

@@ -25,8 +25,9 @@ from reluctant.errors import UnknownName, UsageError
 from reluctant.registry import unknown
 from reluctant.units import as_type_of, check_number
 
-#: How a coefficient is stored: fixed at 0, fixed at 1, or trained with one value a channel or an element.
-Term = Literal["zero", "one", "channel", "element"]
+#: How a coefficient is stored: fixed at 0, fixed at 1, trained with one value a channel or an element, or set once to
+#: the reciprocal of a public integer a channel.
+Term = Literal["zero", "one", "channel", "element", "reciprocal"]
 Track = Literal["free", "affine", "polynomial"]
 
 
@@ -127,6 +128,32 @@ class Constant(Surrogate):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reciprocal(Surrogate):
+    """z / n + b, with one public whole number n a channel, set once, and one trained private bias an element. Free.
+
+    The slope is not multiplied by in an engine: the channel is carried n times as large, which costs its kept ReLUs a
+    product with a small public integer (additions of shares) and its dropped ones nothing, until a convolution takes
+    1 / n into its weights (:mod:`reluctant.program.carrying`). What it reveals is n.
+
+    Args:
+        largest: bound on n. A product of the n of one stage's sites must fit into the fixed point.
+    """
+
+    name: ClassVar[str] = "reciprocal"
+    terms: ClassVar[tuple[Term, Term, Term]] = ("element", "reciprocal", "zero")
+    operations: ClassVar[tuple[str, ...]] = ("add",)
+    largest: int = 10
+
+    def __post_init__(self) -> None:
+        check_number(self.largest, "reciprocal surrogate: largest", whole=True)
+
+    def fit(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
+        phi, cdf = _normal(mean, std)
+        slope = 1 / (1 / cdf).round().clamp(1, self.largest)
+        return mean * cdf + std * phi - slope * mean, slope, torch.zeros_like(mean)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Affine(Surrogate):
     """a z + b, trained a channel. The private slope costs a product an element."""
 
@@ -163,7 +190,7 @@ class Quadratic(Surrogate):
         return quadratic_fit(mean, std)
 
 
-SURROGATES: dict[str, type[Surrogate]] = {s.name: s for s in (Identity, Shift, Constant, Affine, Quadratic)}
+SURROGATES: dict[str, type[Surrogate]] = {s.name: s for s in (Identity, Shift, Constant, Reciprocal, Affine, Quadratic)}
 
 
 def surrogate_from_json(value: Any, default: Surrogate | None = None) -> Surrogate:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from reluctant.distillation import Teacher, distillation, logits
+from reluctant.distillation import logits, teaching
 from reluctant.errors import ReluctantError, UsageError
 from reluctant.loop import Counters, Loop
 from reluctant.masked import MaskedModel
@@ -52,6 +52,7 @@ class Training:
         clip: bound on the gradient's norm; 0 for none.
         temperature, distil: softmax temperature and weight of the teacher's term, where there is a teacher
             (T = 4 and 1 in SNL and AutoReP).
+        attention: weight of the gap between the attention maps of a masked network and its teacher's (SENet: 1,000).
     """
 
     epochs: int = 60
@@ -65,6 +66,7 @@ class Training:
     clip: float = 0.0
     temperature: float = 4.0
     distil: float = 1.0
+    attention: float = 0.0
 
     def __post_init__(self) -> None:
         above_zero = ("epochs", "batch", "lr", "temperature")
@@ -232,25 +234,25 @@ def fit(
     )
     kept: dict[str, Any] = {"best": best} | ({} if average is None else {"average": average})
     network, optimizer = loop.setup(student, optimizer, **kept)
-    scores = None if teacher is None else Teacher(teacher, loop)
-    for step in loop:
-        network.train()
-        set_rate(optimizer, training.lr * rate(step.done, training.warmup))
-        target = None if scores is None else scores(step)
-        output = logits(network(step.images))
-        loss = F.cross_entropy(output, step.labels, label_smoothing=training.label_smoothing)
-        if target is not None:
-            loss = loss + training.distil * distillation(output, target, training.temperature)
-        loop.take(loss, optimizer, clip=(student, training.clip) if training.clip else None)
-        if average is not None:
-            average.update_parameters(student)
-        if step.last:
-            kept_model = student if average is None else average.module
-            accuracy = share_correct(kept_model, task.val, fabric)
-            loop.note(epoch=step.epoch + 1, loss=float(loss.detach()), val=accuracy)
-            if accuracy >= best["accuracy"]:
-                weights = {name: tensor.detach().clone() for name, tensor in kept_model.state_dict().items()}
-                best.update(accuracy=accuracy, weights=weights)
+    teach = {name: getattr(training, name) for name in ("temperature", "distil", "attention")}
+    with nullcontext() if teacher is None else teaching(teacher, student, loop, **teach) as lesson:
+        for step in loop:
+            network.train()
+            set_rate(optimizer, training.lr * rate(step.done, training.warmup))
+            output = logits(network(step.images))
+            loss = F.cross_entropy(output, step.labels, label_smoothing=training.label_smoothing)
+            if lesson is not None:
+                loss = loss + lesson(step, output)
+            loop.take(loss, optimizer, clip=(list(student.parameters()), training.clip) if training.clip else None)
+            if average is not None:
+                average.update_parameters(student)
+            if step.last:
+                kept_model = student if average is None else average.module
+                accuracy = share_correct(kept_model, task.val, fabric)
+                loop.note(epoch=step.epoch + 1, loss=float(loss.detach()), val=accuracy)
+                if accuracy >= best["accuracy"]:
+                    weights = {name: tensor.detach().clone() for name, tensor in kept_model.state_dict().items()}
+                    best.update(accuracy=accuracy, weights=weights)
     student.load_state_dict(best["weights"])
     student.zero_grad(set_to_none=True)
     return student.to("cpu").eval()

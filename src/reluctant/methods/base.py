@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from reluctant.errors import UsageError
-from reluctant.mask import Mask
+from reluctant.mask import GRANULARITIES, Mask
 from reluctant.masked import MaskedModel
 from reluctant.registry import unknown
 from reluctant.surrogates import Identity, Surrogate, surrogate_from_json
@@ -44,6 +44,9 @@ class Method(ABC):
             elif isinstance(field.default, int | float) and not isinstance(field.default, bool):
                 zero, negative = field.name in self.may_be_zero, field.name in self.may_be_negative
                 check_number(value, where, whole=isinstance(field.default, int), zero=zero, negative=negative)
+            elif field.name == "granularity":
+                if value not in GRANULARITIES:
+                    raise UsageError(f"{where} is {value!r}, expected one of {', '.join(GRANULARITIES)}")
             elif isinstance(field.default, str | bool) and not isinstance(value, type(field.default)):
                 raise UsageError(f"{where} is {value!r}, expected a value such as {field.default!r}")
 

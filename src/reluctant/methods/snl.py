@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from reluctant.blend import BlendedReLU
 from reluctant.distillation import Teacher, distillation, logits
 from reluctant.loop import Counters, Loop
-from reluctant.mask import Mask
+from reluctant.mask import Mask, grouped
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.methods.base import MaskMethod
 from reluctant.task import Job
@@ -30,12 +30,14 @@ log = logging.getLogger(__name__)
 
 
 class SoftGate(nn.Module):
-    """``alpha relu(z) + (1 - alpha) g(z)`` with one trained alpha a ReLU, unclamped, from 1."""
+    """``alpha relu(z) + (1 - alpha) g(z)`` with one trained alpha a ReLU or a channel, unclamped, from 1."""
 
-    def __init__(self, activation: MaskedActivation) -> None:
+    def __init__(self, activation: MaskedActivation, granularity: str = "pixel") -> None:
         super().__init__()
         self.activation = activation
-        self.alpha = nn.Parameter(torch.ones(activation.site.shape, device=activation.keep.device))
+        ones = torch.ones(activation.site.shape, device=activation.keep.device)
+        self.alpha = nn.Parameter(grouped(ones, granularity))
+        self.relus = ones.numel() // self.alpha.numel()
 
     def forward(self, z: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         y: Tensor = BlendedReLU.apply(z, self.alpha, *self.activation.terms())  # type: ignore[no-untyped-call]
@@ -52,6 +54,8 @@ class SNL(MaskMethod):
         growth: factor on the penalty after an epoch that set no new low of the count.
         patience: epochs before the first growth.
         threshold: a gate above it counts as a kept ReLU; signed, so a negative gate is a dropped one.
+        granularity: ``pixel``, one gate a ReLU; ``channel``, one for all ReLUs of a channel; ``spatial``, one for a
+            place in all channels.
         max_epochs: give up and project after so many.
         temperature, distil: of the teacher's term.
     """
@@ -69,17 +73,19 @@ class SNL(MaskMethod):
     batch: int = 128
     temperature: float = 4.0
     distil: float = 1.0
+    granularity: str = "pixel"
 
     @property
     def epochs(self) -> int:
         return self.max_epochs
 
     def search(self, model: MaskedModel, job: Job) -> Mask:
-        with model.gates(SoftGate) as gates:
+        with model.gates(lambda activation: SoftGate(activation, self.granularity)) as gates:
             self._train(model, gates, job)
             alphas = {name: gate.alpha.detach().cpu() for name, gate in gates.items()}
-        mask = Mask.top(alphas, job.prices, job.limit)
-        above = self.kept(alphas) - mask.kept
+        shapes = {name: site.shape for name, site in model.sites.items()}
+        mask = Mask.top(alphas, job.prices, job.limit, shapes)
+        above = self.kept({name: alpha.expand(shapes[name]) for name, alpha in alphas.items()}) - mask.kept
         if above > 0:
             log.warning("snl: %d more gates were above %g than the budget allows when it ended", above, self.threshold)
         return mask
@@ -106,13 +112,13 @@ class SNL(MaskMethod):
             target = teacher(step)
             output = logits(network(step.images))
             loss = F.cross_entropy(output, step.labels) + self.distil * distillation(output, target, self.temperature)
-            size = torch.stack([alpha.abs().sum() for alpha in alphas]).sum()
+            size = torch.stack([gate.relus * gate.alpha.abs().sum() for gate in gates.values()]).sum()
             loop.take(loss + state["penalty"] * size, optimizer)
             if step.last:
-                values = {name: gate.alpha.detach() for name, gate in gates.items()}
-                kept = self.kept(values)
+                by_site = {name: self.kept({name: gate.alpha}) * gate.relus for name, gate in gates.items()}
+                kept = sum(by_site.values())
                 loop.note(epoch=step.epoch + 1, loss=float(loss.detach()), kept=kept, penalty=state["penalty"])
                 state["penalty"] = self.next_penalty(state["penalty"], step.epoch, kept, state["low"])
                 state["low"] = min(state["low"], kept)
-                if job.prices.cost({name: int((v > self.threshold).sum()) for name, v in values.items()}) <= job.limit:
+                if job.prices.cost(by_site) <= job.limit:
                     loop.stop()

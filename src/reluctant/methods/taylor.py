@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reluctant.distillation import logits
-from reluctant.mask import Mask
+from reluctant.mask import Mask, grouped
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.methods.base import MaskMethod
 from reluctant.sites import evaluating
@@ -60,18 +60,22 @@ class Taylor(MaskMethod):
 
     Args:
         images: training images to average over, un-augmented, in batches of ``batch``.
+        granularity: what is kept or dropped together: ``pixel``, ``channel`` or ``spatial``.
     """
 
     name: ClassVar[str] = "taylor"
 
     images: int = 4096
     batch: int = 128
+    granularity: str = "pixel"
 
     def search(self, model: MaskedModel, job: Job) -> Mask:
         scores = self.scores(model, job)
         for name, share, mean in layer_report(scores):
             log.info("taylor %s: %.1f %% of the score, %.3g a ReLU", name, 100 * share, mean)
-        return Mask.top(scores, job.prices, job.limit)
+        shapes = {name: site.shape for name, site in model.sites.items()}
+        groups = {name: grouped(score, self.granularity) for name, score in scores.items()}
+        return Mask.top(groups, job.prices, job.limit, shapes)
 
     def scores(self, model: MaskedModel, job: Job) -> dict[str, Float[Tensor, "..."]]:
         """Return the mean over images of |gradient x gap| at every site; the model is left as it was."""
