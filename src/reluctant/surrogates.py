@@ -30,6 +30,9 @@ from reluctant.units import as_type_of, check_number
 Term = Literal["zero", "one", "channel", "element", "reciprocal"]
 Track = Literal["free", "affine", "polynomial"]
 
+#: No slope may be the reciprocal of a larger number: engines multiply by it.
+LARGEST_DIVISOR = 1 << 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Surrogate:
@@ -136,7 +139,7 @@ class Reciprocal(Surrogate):
     1 / n into its weights (:mod:`reluctant.program.carrying`). What it reveals is n.
 
     Args:
-        largest: bound on n. A product of the n of one stage's sites must fit into the fixed point.
+        largest: bound on n, at most 1,024. A product of the n of one stage's sites must fit into the fixed point.
     """
 
     name: ClassVar[str] = "reciprocal"
@@ -146,6 +149,8 @@ class Reciprocal(Surrogate):
 
     def __post_init__(self) -> None:
         check_number(self.largest, "reciprocal surrogate: largest", whole=True)
+        if self.largest > LARGEST_DIVISOR:
+            raise UsageError(f"reciprocal surrogate: largest is {self.largest}, expected at most {LARGEST_DIVISOR}")
 
     def fit(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
         phi, cdf = _normal(mean, std)

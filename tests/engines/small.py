@@ -40,4 +40,7 @@ def masked_small(kept=(1.0, 1.0), surrogate=None, model=None, shape=(3, 8, 8)) -
         keep[name] = (order < round(share * site.relus)).reshape(site.shape)
     for parameter in masked.constants():
         parameter.data.uniform_(0.2, 0.8)
+    for activation in masked.masked():
+        if activation.divisor is not None:
+            activation.divisor.random_(1, 6)
     return masked.set_mask(Mask(keep))

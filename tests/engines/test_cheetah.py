@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small import masked_small
 
 from reluctant.engines import ENGINES
@@ -15,9 +16,10 @@ from reluctant.engines.meeting import free_ports
 from reluctant.engines.parties import Place, query, serve
 from reluctant.engines.twin import Twin
 from reluctant.errors import ShapeError, UsageError
+from reluctant.models.resnet import resnet8
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
-from reluctant.surrogates import Affine
+from reluctant.surrogates import Affine, Identity, Reciprocal
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,27 @@ def test_private_slopes_are_paid_for_and_nothing_is_left_behind(small_images, tm
     assert seen[-1] == ("secure: run", 1, 1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert Path.cwd() == tmp_path / "work"
+
+
+@pytest.mark.secure
+def test_reciprocal_slopes_cost_nothing(small_images):
+    """Shortcuts of both kinds, a site without ReLUs and one with all. The size of ciphertexts varies a little."""
+    kept = (0.1, 0.1, 0.0, 1.0, 0.2, 0.1, 0.1)
+    networks = {s.name: masked_small(kept, s, resnet8(5, 3)) for s in (Identity(), Reciprocal())}
+    programs = {name: lower(network) for name, network in networks.items()}
+    assert any(op.factors for op in programs["reciprocal"].activations())
+    plain, run = (Cheetah().run(programs[name], small_images[:1]) for name in networks)
+    assert run.comparisons == plain.comparisons == programs["reciprocal"].kept
+    assert run.messages == plain.messages
+    assert run.bytes == pytest.approx(plain.bytes, rel=1e-3)
+    for site, other in zip(run.by_site, plain.by_site, strict=True):
+        assert (site.comparison_bytes, site.messages) == (other.comparison_bytes, other.messages)
+        assert site.surrogate_bytes == 0
+    with torch.no_grad():
+        expected = networks["reciprocal"](torch.from_numpy(small_images[:1])).numpy()
+    for answer in (Twin().run(programs["reciprocal"], small_images[:1]).outputs, expected):
+        assert np.abs(run.outputs - answer).max() < 1e-3
+        assert run.outputs.argmax() == answer.argmax()
 
 
 @pytest.mark.secure

@@ -11,7 +11,7 @@ from reluctant.engines.twin import Twin
 from reluctant.errors import ShapeError, UsageError
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
-from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Shift
+from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Reciprocal, Shift
 
 
 def run_both(masked, images, **settings):
@@ -21,7 +21,9 @@ def run_both(masked, images, **settings):
     return Twin().run(program, images, **settings), expected, program
 
 
-@pytest.mark.parametrize("surrogate", [Identity(), Shift(), Constant(), Affine(), Quadratic()], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "surrogate", [Identity(), Shift(), Constant(), Reciprocal(), Affine(), Quadratic()], ids=lambda s: s.name
+)
 @pytest.mark.parametrize("kept", [(1.0, 1.0), (0.1, 0.3), (0.0, 0.2), (0.0, 0.0)])
 def test_twin_is_torch_to_fixed_point(small_images, surrogate, kept):
     run, expected, program = run_both(masked_small(kept, surrogate), small_images)

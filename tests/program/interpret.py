@@ -29,6 +29,8 @@ def scale(op, x, get):
         array if array is None or array.shape == x.shape[1:] else array.reshape(-1, *[1] * (x.ndim - 2))
         for array in (get(op.scale), get(op.bias))
     )
+    if op.factors is not None:
+        x = x * torch.tensor(op.factors, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 2))
     return op.factor * x * (1 if scales is None else scales) + (0 if biases is None else biases)
 
 
@@ -53,7 +55,11 @@ def activation(op, x, get):
     c0, c1, c2 = (get(name) for name in (op.c0, op.c1, op.c2))
     rest = (z if op.unit_slope else 0 * z) if c1 is None else c1 * z
     rest = rest + (0 if c0 is None else c0) + (0 if c2 is None else c2 * z**2)
-    return torch.cat([flat[:, op.kept].relu(), rest], 1)[:, op.inverse].reshape(x.shape)
+    kept = flat[:, op.kept].relu()
+    if op.factors is not None:
+        channels = torch.tensor(op.factors).repeat_interleave(flat.shape[1] // x.shape[1])
+        kept = kept * channels[op.kept]
+    return torch.cat([kept, rest], 1)[:, op.inverse].reshape(x.shape)
 
 
 FUNCTIONS = {

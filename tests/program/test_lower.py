@@ -15,7 +15,7 @@ from reluctant.models.resnet import resnet8, resnet18
 from reluctant.program.lower import lower
 from reluctant.program.operations import Activation, Conv2d, Linear, Reshape, Scale
 from reluctant.sites import find_sites
-from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Shift
+from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Reciprocal, Shift
 
 IMAGE = (3, 8, 8)
 
@@ -32,6 +32,9 @@ def masked(model, share=0.5, surrogate=None, shape=IMAGE) -> MaskedModel:
     found = attach(model, find_sites(model, torch.zeros(1, *shape)), surrogate or Identity()).eval()
     for parameter in found.constants():
         parameter.data.uniform_(0.2, 0.8)
+    for activation in found.masked():
+        if activation.divisor is not None:
+            activation.divisor.random_(1, 6)
     return found.set_mask(Mask({name: torch.rand(site.shape) < share for name, site in found.sites.items()}))
 
 
@@ -96,13 +99,15 @@ class Odds(nn.Module):
         return torch.mm(self.head(x).unsqueeze(2).squeeze(2), self.matrix) + 1
 
 
-@pytest.mark.parametrize("surrogate", [Identity(), Shift(), Constant(), Affine(), Quadratic()], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "surrogate", [Identity(), Shift(), Constant(), Reciprocal(), Affine(), Quadratic()], ids=lambda s: s.name
+)
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("model", [resnet8, PreActivation], ids=["resnet", "preactivation"])
 def test_surrogates(model, surrogate, share):
     network = model(5, 3) if model is resnet8 else model()
     program = check_same(masked(network, share, surrogate))
-    assert "scale" not in kinds(program) or isinstance(surrogate, Affine | Shift) or model is PreActivation
+    assert "scale" not in kinds(program) or isinstance(surrogate, Affine | Shift | Reciprocal) or model is PreActivation
 
 
 @pytest.mark.parametrize("model", [Spellings, SharedBlock, Concat, TwoOutputs, ShapeFlow], ids=lambda m: m.__name__)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reluctant.errors import UsageError
-from reluctant.program.operations import Activation, Add, Conv2d, Linear, MaxPool, Reshape
+from reluctant.program.operations import Activation, Add, Conv2d, Linear, MaxPool, Reshape, Scale
 from reluctant.program.ops import Program, ProgramSite
 
 RNG = np.random.default_rng(0)
@@ -24,11 +24,12 @@ def make(**changes) -> Program:
     fields = {
         "ops": (
             Conv2d(output="conv", inputs=("input",), weight="conv.weight", padding=(1, 1, 1, 1), stride=(2, 2)),
-            Activation(output="relu", inputs=("conv",), site="stem.relu", keep=KEEP, c0="relu.c0"),
+            Activation(output="relu", inputs=("conv",), site="stem.relu", keep=KEEP, c0="relu.c0", factors=(1, 3)),
             Add(output="sum", inputs=("relu", "conv")),
             MaxPool(output="pool", inputs=("sum",), kernel=(2, 2), stride=(2, 2)),
             Reshape(output="flat", inputs=("pool",), shape=(8,)),
-            Linear(output="fc", inputs=("flat",), weight="fc.weight", bias="fc.bias"),
+            Scale(output="even", inputs=("flat",), factors=(0.25,) * 8),
+            Linear(output="fc", inputs=("even",), weight="fc.weight", bias="fc.bias"),
         ),
         "input_shape": (3, 8, 8),
         "outputs": ("fc", "flat"),
@@ -81,6 +82,7 @@ def test_macs_and_shapes():
         "sum": (2, 4, 4),
         "pool": (2, 2, 2),
         "flat": (8,),
+        "even": (8,),
         "fc": (5,),
     }
     assert program.macs() == {"conv": 32 * 27, "fc": 40}
@@ -136,6 +138,14 @@ def spoil(path, new):
         (["ops", 1, "keep", "base64"], "!!!!", "expected a packed mask"),
         (["ops", 1, "keep", "base64"], 5, "expected a packed mask"),
         (["ops", 1, "site"], "elsewhere", "which its sites do not say"),
+        (["ops", 1, "factors"], [1, 2, 3], "factors for 2 channels, 1 to 1024"),
+        (["ops", 1, "factors"], [1, 0], "factors for 2 channels, 1 to 1024"),
+        (["ops", 1, "factors"], [1, 1025], "factors for 2 channels, 1 to 1024"),
+        (["ops", 1, "factors"], [1, 1.5], "activation.factors is '1.5', expected int"),
+        (["ops", 1, "factors"], 2, "activation.factors is '2'"),
+        (["ops", 5, "factors"], [0.5] * 7, "7 factors for 8 channels"),
+        (["ops", 5, "factors"], [float("nan")] * 8, "8 factors for 8 channels, or no numbers"),
+        (["ops", 5, "factors"], ["1"] * 8, "scale.factors is '1', expected float"),
         (["ops", 2, "output"], "relu", "value 'relu' is made twice"),
         (["ops", 2, "inputs"], ["relu", "input"], "shapes"),
         (["ops", 3, "padding"], [2, 2], "padding"),

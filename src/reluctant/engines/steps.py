@@ -99,12 +99,15 @@ def _pooling(program: Program, op: MaxPool) -> Step:
 def _activation(program: Program, op: Activation) -> Iterator[Step]:
     source, shape = op.inputs[0], program.shapes[op.output]
     inner = inner_index(shape)
-    every, some = len(op.rest) == 0, len(op.kept) > 0
+    every, some = len(op.rest) == 0 and op.factors is None, len(op.kept) > 0
     kept = op.output if every else f"{op.output}.kept"
 
     def compare(values: Values) -> Values:
         z = values[source]
-        return {kept: layers.relu(z if every else layers.take(z, inner[op.kept]))}
+        if every:
+            return {kept: layers.relu(z)}
+        order = _order_of_kept(op)
+        return {kept: layers.multiply(layers.relu(layers.take(z, inner[op.kept[order]])), op.kept_factors[order])}
 
     def replace(values: Values) -> Values:
         z, relus = values[source], values[kept] if some else None
@@ -117,6 +120,11 @@ def _activation(program: Program, op: Activation) -> Iterator[Step]:
         yield Step("surrogate", op.site, reads, op.arrays(), (op.output,), replace)
 
 
+def _order_of_kept(op: Activation) -> Index:
+    """Return in which order the kept elements lie in the executables: those of one factor next to each other."""
+    return np.argsort(op.kept_factors, kind="stable")
+
+
 def _replaced(op: Activation, z: Any, relus: Any | None, values: Values, inner: Index) -> Any:
     """Return the flattened output of ``op``: the kept elements from ``relus``, the others made from ``z``."""
     c0, c1, c2 = (None if name is None else values[name] for name in (op.c0, op.c1, op.c2))
@@ -127,7 +135,7 @@ def _replaced(op: Activation, z: Any, relus: Any | None, values: Values, inner: 
         others = layers.polynomial(lambda: layers.take(z, inner[op.rest]), z.shape[0], len(op.rest), c0, c1, c2, op)
         where = np.arange(len(op.rest))
     order = np.empty(len(op.keep), np.int64)
-    order[inner[op.kept]] = np.arange(len(op.kept))
+    order[inner[op.kept[_order_of_kept(op)]]] = np.arange(len(op.kept))
     order[inner[op.rest]] = len(op.kept) + where
     return layers.put_together(relus, others, order)
 

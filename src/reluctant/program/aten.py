@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reluctant.program.conversion import BATCH, Refused, Value, emit, infer, numbers, optional, pair, value
-from reluctant.program.folding import Draft, Numbers
+from reluctant.program.draft import Draft, Numbers
 from reluctant.program.operations import (
     Add,
     AvgPool,

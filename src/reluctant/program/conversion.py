@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reluctant.program.folding import Draft, Numbers
+from reluctant.program.draft import Draft, Numbers
 from reluctant.program.operations import Op, Shape
 
 #: Images in the traced batch: more than one, so that what mixes images shows in the shapes.

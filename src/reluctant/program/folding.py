@@ -7,103 +7,16 @@ nothing between them become one where that does not cost more multiply-accumulat
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+import torch.nn.functional as F
 
-from reluctant.program.operations import (
-    INPUT,
-    Activation,
-    AvgPool,
-    Conv2d,
-    Linear,
-    Op,
-    Pad,
-    Reshape,
-    Scale,
-    Shape,
-    check,
-)
-
-Numbers = NDArray[np.float64]
-OpType = TypeVar("OpType", bound=Op)
+from reluctant.program.draft import Draft, Numbers, aligned
+from reluctant.program.operations import Activation, AvgPool, Conv2d, Linear, Op, Pad, Reshape, Scale, Shape
 
 #: A scale is divided by only if its smallest channel is no smaller than this part of its largest.
 _SMALLEST_RATIO = 1 / 256
-
-
-class Draft:
-    """A program that is still being rewritten. Every array belongs to one operation.
-
-    Attributes:
-        ops: in the order they run.
-        arrays: float64, by name.
-        outputs: names of the values that the client learns.
-    """
-
-    def __init__(self, input_shape: Shape) -> None:
-        self.input_shape = input_shape
-        self.ops: list[Op] = []
-        self.arrays: dict[str, Numbers] = {}
-        self.outputs: tuple[str, ...] = ()
-
-    def shapes(self) -> dict[str, Shape]:
-        """Return the shape of every value."""
-        known = {name: array.shape for name, array in self.arrays.items()}
-        shapes: dict[str, Shape] = {INPUT: self.input_shape}
-        for op in self.ops:
-            shapes[op.output] = check(op, shapes, known)
-        return shapes
-
-    def store(self, name: str, array: Numbers | None) -> str | None:
-        """Keep ``array`` under ``name`` and return the name; ``None`` for no array."""
-        if array is None:
-            return None
-        self.arrays[name] = np.asarray(array, np.float64)
-        return name
-
-    def load(self, name: str | None) -> Numbers | None:
-        """Return the array ``name``."""
-        return None if name is None else self.arrays[name]
-
-    def consumers(self, value: str) -> list[Op]:
-        """Return the operations that read ``value``."""
-        return [op for op in self.ops if value in op.inputs]
-
-    def only_consumer(self, value: str) -> Op | None:
-        """Return the one operation that reads ``value``, if nothing else does and the client does not learn it."""
-        found = self.consumers(value)
-        return found[0] if len(found) == 1 and value not in self.outputs else None
-
-    def producer(self, value: str, kind: type[OpType]) -> OpType | None:
-        """Return the operation that makes ``value`` if it is of ``kind``."""
-        return next((op for op in self.ops if op.output == value and isinstance(op, kind)), None)
-
-    def swap(self, old: Op, *new: Op) -> None:
-        """Put ``new`` where ``old`` stands."""
-        place = self.ops.index(old)
-        self.ops[place : place + 1] = new
-
-    def drop(self, op: Op) -> None:
-        """Remove ``op``; whoever read its output reads its input instead."""
-        self.ops.remove(op)
-        source = op.inputs[0]
-        for other in self.consumers(op.output):
-            names = tuple(source if name == op.output else name for name in other.inputs)
-            self.swap(other, replace(other, inputs=names))
-        self.outputs = tuple(source if name == op.output else name for name in self.outputs)
-
-    def forget_unused(self) -> None:
-        """Remove operations that nothing reads, and arrays that no operation names."""
-        needed, kept = set(self.outputs), []
-        for op in reversed(self.ops):
-            if op.output in needed:
-                kept.append(op)
-                needed |= set(op.inputs)
-        self.ops = kept[::-1]
-        named = {name for op in self.ops for name in op.arrays()}
-        self.arrays = {name: array for name, array in self.arrays.items() if name in named}
 
 
 def fold(draft: Draft) -> None:
@@ -114,6 +27,7 @@ def fold(draft: Draft) -> None:
         _merge_scales,
         _scale_into_producer,
         _scale_into_consumers,
+        _bias_past_convolutions,
         _scale_past_pooling,
         _scale_past_activation,
         _merge_linear,
@@ -125,7 +39,7 @@ def fold(draft: Draft) -> None:
 
 
 def _drop_nothing(draft: Draft, op: Op) -> bool:
-    empty = isinstance(op, Scale) and not op.arrays() and op.factor == 1
+    empty = isinstance(op, Scale) and not op.arrays() and op.factor == 1 and op.factors is None
     if empty or (isinstance(op, Reshape) and op.shape == draft.shapes()[op.inputs[0]]):
         draft.drop(op)
         return True
@@ -143,41 +57,36 @@ def _pad_into_convolution(draft: Draft, op: Op) -> bool:
     return True
 
 
+def _public(op: Scale, channels: int) -> Numbers | None:
+    """Return what ``op`` multiplies by publicly, a channel; ``None`` for 1."""
+    if op.factor == 1 and op.factors is None:
+        return None
+    return np.full(channels, op.factor) * (1.0 if op.factors is None else op.factors)
+
+
 def _scale_and_bias(draft: Draft, op: Scale) -> tuple[Numbers | None, Numbers | None]:
-    """Return scale (with the public factor in it) and bias; ``None`` for 1 and 0."""
-    scale, bias = draft.load(op.scale), draft.load(op.bias)
-    if op.factor != 1:
-        channels = draft.shapes()[op.output][:1]
-        scale = (np.ones(channels) if scale is None else scale) * op.factor
-    return scale, bias
+    """Return scale (with the public factors in it) and bias; ``None`` for 1 and 0."""
+    shape = draft.shapes()[op.output]
+    return _times(shape, draft.load(op.scale), _public(op, shape[0])), draft.load(op.bias)
 
 
 def _merge_scales(draft: Draft, op: Op) -> bool:
     second = draft.only_consumer(op.output)
     if not isinstance(op, Scale) or not isinstance(second, Scale):
         return False
-    if not op.arrays() and not second.arrays():
-        merged = replace(second, inputs=op.inputs, factor=op.factor * second.factor)
-    else:
-        shape = draft.shapes()[op.output]
-        (s1, b1), (s2, b2) = _scale_and_bias(draft, op), _scale_and_bias(draft, second)
-        carried = None if b1 is None else _times(shape, b1, s2)
-        scale, bias = _times(shape, s1, s2), _plus(shape, carried, b2)
-        name = second.output
-        merged = Scale(
-            output=name,
-            inputs=op.inputs,
-            scale=draft.store(f"{name}.scale", scale),
-            bias=draft.store(f"{name}.bias", bias),
-        )
+    shape, name = draft.shapes()[op.output], second.output
+    (s1, b1), (s2, b2) = _scale_and_bias(draft, op), _scale_and_bias(draft, second)
+    carried = None if b1 is None else _times(shape, b1, s2)
+    merged = Scale(output=name, inputs=op.inputs, bias=draft.store(f"{name}.bias", _plus(shape, carried, b2)))
+    if op.scale is not None or second.scale is not None:
+        merged = replace(merged, scale=draft.store(f"{name}.scale", _times(shape, s1, s2)))
+    else:  # what is public stays so: a private product would be dearer
+        given = [np.asarray(one.factors) for one in (op, second) if one.factors is not None]
+        factors = tuple(np.prod(given, 0).tolist()) if given else None
+        merged = replace(merged, factor=op.factor * second.factor, factors=factors)
     draft.swap(second, merged)
     draft.drop(op)
     return True
-
-
-def _aligned(shape: Shape, array: Numbers) -> Numbers:
-    """Return ``array``, of one value a channel or of the whole ``shape``, so that it broadcasts to ``shape``."""
-    return array if array.shape == shape else array.reshape(-1, *[1] * (len(shape) - 1))
 
 
 def _combined(shape: Shape, result: Numbers) -> Numbers:
@@ -188,13 +97,13 @@ def _combined(shape: Shape, result: Numbers) -> Numbers:
 def _times(shape: Shape, a: Numbers | None, b: Numbers | None) -> Numbers | None:
     if a is None or b is None:
         return a if b is None else b
-    return _combined(shape, _aligned(shape, a) * _aligned(shape, b))
+    return _combined(shape, aligned(shape, a) * aligned(shape, b))
 
 
 def _plus(shape: Shape, a: Numbers | None, b: Numbers | None) -> Numbers | None:
     if a is None or b is None:
         return a if b is None else b
-    return _combined(shape, _aligned(shape, a) + _aligned(shape, b))
+    return _combined(shape, aligned(shape, a) + aligned(shape, b))
 
 
 def _per_channel(arrays: Iterable[Numbers | None], channels: int) -> bool:
@@ -206,15 +115,21 @@ def _scale_into_producer(draft: Draft, op: Op) -> bool:
         return False
     maker = draft.producer(op.inputs[0], Conv2d) or draft.producer(op.inputs[0], Linear)
     scale, bias = _scale_and_bias(draft, op)
-    if maker is None or not _per_channel((scale, bias), draft.arrays[maker.weight].shape[0]):
+    if maker is None or not _per_channel((scale,), draft.arrays[maker.weight].shape[0]):
+        return False
+    stays = bias is not None and bias.shape != draft.arrays[maker.weight].shape[:1]
+    if stays and scale is None:
         return False
     weight, old = draft.arrays[maker.weight], draft.load(maker.bias)
     if scale is not None:
         draft.arrays[maker.weight] = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
         old = None if old is None else old * scale
-    new = bias if old is None else old if bias is None else old + bias
+    new = old if bias is None or stays else bias if old is None else old + bias
     draft.swap(maker, replace(maker, bias=draft.store(f"{maker.output}.bias", new)))
-    draft.drop(op)
+    if stays:
+        draft.swap(op, Scale(output=op.output, inputs=op.inputs, bias=op.bias))
+    else:
+        draft.drop(op)
     return True
 
 
@@ -230,13 +145,15 @@ def _scale_into_consumers(draft: Draft, op: Op) -> bool:
     if not isinstance(op, Scale) or not takers or len(takers) < len(users) or op.output in draft.outputs:
         return False
     scale, bias = _scale_and_bias(draft, op)
-    if not _per_channel((scale, bias), draft.shapes()[op.output][0]):
+    shape = draft.shapes()[op.output]
+    if not _per_channel((scale,), shape[0]):
         return False
-    stays = None  # a bias that must stay before the operation: padding comes after it
-    if bias is not None and any(isinstance(user, Conv2d) and any(user.padding) for user in takers):
+    stays = None  # a bias that must stay before the operation: padding comes after it, or it has no one value a channel
+    padded = any(isinstance(user, Conv2d) and any(user.padding) for user in takers)
+    if bias is not None and (padded or not _per_channel((bias,), shape[0])):
         if scale is None or not _divides(scale):
             return False
-        stays, bias = bias / scale, None
+        stays, bias = _combined(shape, aligned(shape, bias) / aligned(shape, scale)), None
     for user in takers:
         draft.swap(user, _absorb(draft, user, scale, bias))
     if stays is None:
@@ -259,19 +176,50 @@ def _absorb(draft: Draft, user: Conv2d | Linear, scale: Numbers | None, bias: Nu
     return replace(user, bias=draft.store(f"{user.output}.bias", old))
 
 
+def _bias_past_convolutions(draft: Draft, op: Op) -> bool:
+    """Move a bias with a value an element behind the convolutions that read it, so that they may merge with others."""
+    users = [user for user in draft.consumers(op.output) if isinstance(user, Conv2d)]
+    if not isinstance(op, Scale) or op.bias is None or op.scale is not None or _public(op, 1) is not None:
+        return False
+    bias = draft.arrays[op.bias]
+    if bias.ndim != 3 or not users or len(users) < len(draft.consumers(op.output)) or op.output in draft.outputs:
+        return False
+    for user in users:
+        top, bottom, left, right = user.padding
+        image = F.pad(torch.tensor(bias), (left, right, top, bottom))[None]
+        kernel = torch.tensor(draft.arrays[user.weight])
+        answer = F.conv2d(image, kernel, None, user.stride, 0, user.dilation, user.groups)[0].numpy()
+        name = draft.fresh(f"{user.output}.biased")
+        draft.outputs = tuple(name if output == user.output else output for output in draft.outputs)
+        for reader in draft.consumers(user.output):
+            inputs = tuple(name if value == user.output else value for value in reader.inputs)
+            draft.swap(reader, replace(reader, inputs=inputs))
+        after = Scale(output=name, inputs=(user.output,), bias=draft.store(f"{name}.bias", answer))
+        draft.swap(user, user, after)
+    draft.drop(op)
+    return True
+
+
 def _scale_past_pooling(draft: Draft, op: Op) -> bool:
     """Move a scale behind an average or a flattening, where it has fewer elements or meets a linear layer."""
     user = draft.only_consumer(op.output)
     if not isinstance(op, Scale) or not isinstance(user, AvgPool | Reshape):
         return False
     shape, scale, bias = draft.shapes()[op.output], draft.load(op.scale), draft.load(op.bias)
+    factors = op.factors
     if isinstance(user, AvgPool):
-        if not _per_channel((scale, bias), shape[0]) or (bias is not None and any(user.padding)):
+        if not _per_channel((scale,), shape[0]):
             return False
+        if bias is not None and (any(user.padding) or not _per_channel((bias,), shape[0])):
+            top, bottom, left, right = user.padding
+            image = torch.tensor(np.broadcast_to(aligned(shape, bias), shape))
+            bias = F.avg_pool2d(F.pad(image, (left, right, top, bottom)), user.kernel, user.stride).numpy()
+            bias = _combined(bias.shape, bias)
     elif len(user.shape) == 1:
         scale, bias = (
-            None if a is None else np.broadcast_to(_aligned(shape, a), shape).reshape(-1) for a in (scale, bias)
+            None if a is None else np.broadcast_to(aligned(shape, a), shape).reshape(-1) for a in (scale, bias)
         )
+        factors = None if factors is None else tuple(np.repeat(factors, math.prod(shape[1:])).tolist())
     else:
         return False
     after = replace(
@@ -280,6 +228,7 @@ def _scale_past_pooling(draft: Draft, op: Op) -> bool:
         inputs=(op.output,),
         scale=draft.store(f"{user.output}.scale", scale),
         bias=draft.store(f"{user.output}.bias", bias),
+        factors=factors,
     )
     draft.swap(op, replace(user, output=op.output, inputs=op.inputs))
     draft.swap(user, after)
@@ -299,12 +248,12 @@ def _scale_past_activation(draft: Draft, op: Op) -> bool:
     scale, bias = _scale_and_bias(draft, op)
     if scale is None or scale.shape != shape[:1] or scale.min() <= 0 or not _divides(scale):
         return False
-    dropped = np.broadcast_to(_aligned(shape, scale), shape).reshape(-1)[user.rest]
+    dropped = np.broadcast_to(aligned(shape, scale), shape).reshape(-1)[user.rest]
     if user.c0 is not None:
         draft.arrays[user.c0] = draft.arrays[user.c0] / dropped
     if user.c2 is not None:
         draft.arrays[user.c2] = draft.arrays[user.c2] * dropped
-    divided = None if bias is None else _combined(shape, _aligned(shape, bias) / _aligned(shape, scale))
+    divided = None if bias is None else _combined(shape, aligned(shape, bias) / aligned(shape, scale))
     inner = f"{user.output}.unscaled"
     behind = Scale(output=user.output, inputs=(inner,), scale=draft.store(f"{user.output}.scale", scale))
     draft.swap(user, replace(user, output=inner), behind)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
@@ -12,8 +13,10 @@ from torch.utils import _pytree as pytree
 from reluctant.errors import UnsupportedOperation
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.program.aten import CONVERTERS
-from reluctant.program.conversion import BATCH, HINTS, Refused, Value
-from reluctant.program.folding import Draft, Numbers, fold
+from reluctant.program.carrying import carry
+from reluctant.program.conversion import BATCH, HINTS, Refused, Value, emit
+from reluctant.program.draft import Draft, Numbers
+from reluctant.program.folding import fold
 from reluctant.program.operations import INPUT, Activation, Scale
 from reluctant.program.ops import Program, ProgramSite
 from reluctant.program.tracing import place, trace
@@ -23,7 +26,8 @@ def lower(masked: MaskedModel) -> Program:
     """Return the program of ``masked``: what it computes in evaluation mode, on the CPU, in float32.
 
     Batch norms are folded, masks become index lists, and linear operations with nothing between them are merged where
-    that is exact and no dearer. A site that keeps nothing and lets everything through vanishes.
+    that is exact and no dearer. A site that keeps nothing and lets everything through vanishes, and so do slopes that
+    are reciprocals of whole numbers, wherever the scaled channel can be carried on (:mod:`reluctant.program.carrying`).
 
     Raises:
         UnsupportedOperation: the model does something that no program has, or depends on the values in a tensor. The
@@ -32,6 +36,8 @@ def lower(masked: MaskedModel) -> Program:
     graph, activations = trace(masked)
     draft = Draft(tuple(masked.sites.input_shape))
     _Lowering(graph, activations, draft).run()
+    fold(draft)
+    carry(draft)
     fold(draft)
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in draft.arrays.items()}
     sites = tuple(ProgramSite(a.site.name, int(a.keep.sum()), a.site.relus, a.surrogate.name) for a in activations)
@@ -100,6 +106,8 @@ class _Lowering:
     def _activation(self, name: str, z: Value, activation: MaskedActivation) -> Value:
         terms, shape = activation.surrogate.terms, activation.site.shape
         keep = activation.keep.numpy().reshape(-1)
+        if activation.divisor is not None:
+            return self._reciprocal(name, z, activation, keep)
         trained = [
             None if term in ("zero", "one") else c.numpy().astype(np.float64)
             for term, c in zip(terms, activation.coefficients(), strict=True)
@@ -110,19 +118,45 @@ class _Lowering:
             trained = [None, None, None]
         dropped = [None if c is None else np.broadcast_to(c, shape).reshape(-1)[~keep] for c in trained]
         c0, c1, c2 = (self.draft.store(f"{name}.c{degree}", values) for degree, values in enumerate(dropped))
-        self.draft.ops.append(
-            Activation(
-                output=name,
-                inputs=(z.name,),
-                site=activation.site.name,
-                keep=keep,
-                c0=c0,
-                c1=c1,
-                c2=c2,
-                unit_slope=terms[1] == "one",
-            )
+        op = Activation(
+            output=name,
+            inputs=(z.name,),
+            site=activation.site.name,
+            keep=keep,
+            c0=c0,
+            c1=c1,
+            c2=c2,
+            unit_slope=terms[1] == "one",
         )
-        return Value(name, shape)
+        return emit(self.draft, op, shape)
+
+    def _reciprocal(self, name: str, z: Value, activation: MaskedActivation, keep: NDArray[np.bool_]) -> Value:
+        """A site of surrogate z / n + c0: all of it times n, which is free, and then a public scale of 1 / n.
+
+        A channel that is kept whole has no slope, and one that keeps nothing multiplies nothing by n: no n is told.
+        """
+        draft, shape = self.draft, activation.site.shape
+        c0 = np.broadcast_to(activation.coefficients()[0].numpy().astype(np.float64), shape).reshape(-1)
+        by_channel = keep.reshape(shape[0], -1)
+        n = np.where(by_channel.all(1), 1, np.asarray(activation.divisor, np.float64).reshape(-1).round())
+        slopes = None if (n == 1).all() else tuple((1 / n).tolist())
+        if not keep.any():
+            bias = draft.store(f"{name}.bias", c0.reshape(shape))
+            return emit(draft, Scale(output=name, inputs=(z.name,), bias=bias, factors=slopes), shape)
+        factors = np.where(by_channel.any(1), n, 1).astype(int)
+        biases = c0 * np.repeat(n, by_channel.shape[1])
+        op = Activation(
+            output=name if slopes is None else f"{name}.carried",
+            inputs=(z.name,),
+            site=activation.site.name,
+            keep=keep,
+            c0=None if keep.all() else draft.store(f"{name}.c0", biases[~keep]),
+            factors=None if (factors == 1).all() else tuple(factors.tolist()),
+        )
+        carried = emit(draft, op, shape)
+        if slopes is None:
+            return carried
+        return emit(draft, Scale(output=name, inputs=(op.output,), factors=slopes), shape)
 
     def _affine(self, name: str, z: Value, c0: Numbers | None, c1: Numbers | None) -> Value:
         """A site with no ReLU left whose surrogate has no square: a scale, which may be folded away."""

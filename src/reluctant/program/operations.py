@@ -20,6 +20,9 @@ Array = NDArray[np.float32]
 #: The name of the value that holds the images.
 INPUT = "input"
 
+#: No whole number by which an activation multiplies its kept elements may be larger.
+LARGEST_FACTOR = 1 << 10
+
 #: No array, and no value of one sample, may have more elements: a bound on what the other party can make us allocate.
 LARGEST = 1 << 28
 
@@ -139,9 +142,9 @@ class Linear(Op):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scale(Op):
-    """``factor * scale * z + bias``: a private affine that could not be folded away, or a public factor.
+    """``factor * factors * scale * z + bias``: a private affine that could not be folded away, or public factors.
 
-    ``scale`` and ``bias`` have one value a channel, or the shape of the input.
+    ``scale`` and ``bias`` have one value a channel, or the shape of the input; ``factors`` are public, one a channel.
     """
 
     kind: ClassVar[str] = "scale"
@@ -150,6 +153,7 @@ class Scale(Op):
     scale: str | None = None
     bias: str | None = None
     factor: float = 1.0
+    factors: tuple[float, ...] | None = None
 
     def infer(self, inputs: Sequence[Shape], arrays: Mapping[str, Shape]) -> Shape:
         shape = inputs[0]
@@ -157,6 +161,9 @@ class Scale(Op):
             fits = arrays[name] == shape or (arrays[name] == shape[:1] and len(shape) in (1, 3))
             _require(fits, f"scale {self.output!r}: {arrays[name]} against {shape}")
         _require(math.isfinite(self.factor), f"scale {self.output!r}: factor {self.factor}")
+        if self.factors is not None:
+            fits = len(self.factors) == shape[0] and all(map(math.isfinite, self.factors))
+            _require(fits, f"scale {self.output!r}: {len(self.factors)} factors for {shape[0]} channels, or no numbers")
         return shape
 
     def macs(self, inputs: Sequence[Shape], arrays: Mapping[str, Shape]) -> int:
@@ -285,13 +292,14 @@ class Slice(Op):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Activation(Op):
-    """ReLU where ``keep`` is true, elsewhere ``c0 + c1 z + c2 z^2``.
+    """ReLU times ``factors`` where ``keep`` is true, elsewhere ``c0 + c1 z + c2 z^2``.
 
     Args:
         site: name of the activation site.
         keep: over the flattened input; true = the ReLU is kept.
         c0, c1, c2: private arrays with one value for each *dropped* element, in order. ``None`` is 0 for c0 and c2.
         unit_slope: what ``None`` means for c1: 1 if set, else 0.
+        factors: public whole numbers, one a channel of the input; ``None`` for ones.
     """
 
     kind: ClassVar[str] = "activation"
@@ -303,6 +311,7 @@ class Activation(Op):
     c1: str | None = None
     c2: str | None = None
     unit_slope: bool = True
+    factors: tuple[int, ...] | None = None
 
     @cached_property
     def kept(self) -> NDArray[np.int64]:
@@ -315,6 +324,12 @@ class Activation(Op):
         return np.flatnonzero(~self.keep)
 
     @cached_property
+    def kept_factors(self) -> NDArray[np.int64]:
+        """What each kept element is multiplied by."""
+        factors: NDArray[np.int64] = np.asarray(self.factors or (1,), np.int64)
+        return np.repeat(factors, len(self.keep) // len(factors))[self.kept]
+
+    @cached_property
     def inverse(self) -> NDArray[np.int64]:
         """The permutation that puts ``concatenate([z[kept], z[rest]])`` back in order."""
         return np.argsort(np.concatenate([self.kept, self.rest]))
@@ -325,6 +340,9 @@ class Activation(Op):
         for name in self.arrays():
             fits = arrays[name] == (len(self.rest),)
             _require(fits, f"activation {self.site!r}: {len(self.rest)} dropped elements, {arrays[name]} coefficients")
+        if self.factors is not None:
+            fits = len(self.factors) == inputs[0][0] and all(1 <= n <= LARGEST_FACTOR for n in self.factors)
+            _require(fits, f"activation {self.site!r}: factors for {inputs[0][0]} channels, 1 to {LARGEST_FACTOR}")
         return inputs[0]
 
     def macs(self, inputs: Sequence[Shape], arrays: Mapping[str, Shape]) -> int:

@@ -1,0 +1,189 @@
+"""Let public scales vanish: what they scale is carried, so many times as large, to where a product is anyway.
+
+A site whose surrogate is ``z / n + b`` is lowered to ``w = n relu(z)`` or ``w = z + n b``, both free on shares, and a
+public scale of ``1 / n``. That scale need not be computed: the program may hold ``s v`` in the place of any value
+``v``, with its own positive ``s`` for each channel, as long as the weights that make and take ``s v`` know it.
+
+    Conv2d, Linear, private Scale    any s before and after: weights become W s_after / s_before, biases b s_after
+    Add, Activation, pools, ...      the same s before and after; c0 becomes s c0, and c2 becomes c2 / s
+    public Scale of f                vanishes if s_before = f s_after
+    input, outputs                   s = 1
+
+So channels fall into groups within which each s is a known multiple of the others: a stage of a residual network is one
+group, in which the n multiply from site to site. A public scale that contradicts its group (two sums of the same
+streams, say) stays, which costs a truncation an element. All s are made of public numbers only, and so are the scales
+that stay.
+
+How large s may get is bounded, by :data:`LARGEST`. Values are numbers of 64 bits, 18 of them behind the binary point;
+a product has 36 before it is truncated, which leaves 27 bits for a layer's outputs: s may take five. Weights lose more:
+W s_after / s_before has up to ten of its 18 bits less in the worst case, and log2 n in the ordinary one. Where the
+bound is reached, a public scale stays and brings s down as far as it may: it is made a power of two, which fixed point
+holds exactly.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from reluctant.program.draft import Draft, Numbers, aligned
+from reluctant.program.operations import (
+    INPUT,
+    Activation,
+    Concat,
+    Conv2d,
+    Linear,
+    Op,
+    Pad,
+    Reshape,
+    Scale,
+    Shape,
+    Slice,
+)
+
+#: No value is held more than so many times as large, or as small, as it is: the product of the n carried at once is at
+#: most the square of it.
+LARGEST = 32
+
+#: So many bits a public scale may take at once: two fewer than there are behind the binary point.
+_MOST_BITS = 16
+
+_ONE = 0
+
+
+def carry(draft: Draft) -> None:
+    """Rewrite ``draft``, which is folded, so that as few public scales a channel are left in it as possible."""
+    if not any(isinstance(op, Scale) and op.factors is not None for op in draft.ops):
+        return
+    shapes = draft.shapes()
+    scales = _solve(draft, shapes)
+    for op in list(draft.ops):
+        _rewrite(draft, op, shapes[op.output], [scales[name] for name in op.inputs], scales[op.output])
+
+
+class _Groups:
+    """Nodes whose scales hang together: ``scale = ratio * scale of the group's root``. Node ``_ONE`` has scale 1."""
+
+    def __init__(self, nodes: int) -> None:
+        self.parent, self.ratio = list(range(nodes)), [1.0] * nodes
+        self.low, self.high = [1.0] * nodes, [1.0] * nodes  # of the ratios in the group, at its root
+
+    def root(self, node: int) -> int:
+        """Return the root of the group of ``node``; from then on it is its parent."""
+        path = []
+        while self.parent[node] != node:
+            path.append(node)
+            node = self.parent[node]
+        for below in reversed(path):
+            self.ratio[below] *= self.ratio[self.parent[below]]
+            self.parent[below] = node
+        return node
+
+    def tie(self, one: int, other: int, ratio: float = 1.0) -> None:
+        """Let the scale of ``one`` be ``ratio`` times that of ``other``, which :meth:`fits`."""
+        first, second, factor, low, high = self._joined(one, other, ratio)
+        if first != second:
+            self.parent[first], self.ratio[first] = second, factor
+            self.low[second], self.high[second] = low, high
+
+    def fits(self, one: int, other: int, ratio: float) -> bool:
+        """Return whether the scale of ``one`` is, or may be, ``ratio`` times that of ``other``."""
+        first, second, factor, low, high = self._joined(one, other, ratio)
+        if first == second:
+            return math.isclose(factor, 1)
+        most = max(high, 1 / low) if second == _ONE else math.sqrt(high / low)
+        return most <= LARGEST * (1 + 1e-9)
+
+    def _joined(self, one: int, other: int, ratio: float) -> tuple[int, int, float, float, float]:
+        """Return the root to hang up, the root to hang it to, their ratio, and the bounds of the ratios then."""
+        first, second = self.root(one), self.root(other)
+        factor = ratio * self.ratio[other] / self.ratio[one]
+        if first == _ONE:
+            first, second, factor = second, first, 1 / factor
+        low, high = (factor * bound[first] for bound in (self.low, self.high))
+        return first, second, factor, min(low, self.low[second]), max(high, self.high[second])
+
+    def scale(self, node: int) -> float:
+        """Return the scale of ``node``; a group that holds no fixed one is as far above 1 as below."""
+        root = self.root(node)
+        return self.ratio[node] * (1.0 if root == _ONE else 1 / math.sqrt(self.low[root] * self.high[root]))
+
+
+def _solve(draft: Draft, shapes: dict[str, Shape]) -> dict[str, Numbers]:
+    """Return the scale of each channel of each value."""
+    first, nodes = {}, _ONE + 1
+    for name, shape in shapes.items():
+        first[name] = nodes
+        nodes += shape[0]
+    groups = _Groups(nodes)
+    for name in (INPUT, *draft.outputs):
+        for channel in range(shapes[name][0]):
+            groups.tie(first[name] + channel, _ONE)
+    for op in draft.ops:
+        for source, before, after in _same(op, shapes):
+            groups.tie(first[op.output] + after, first[source] + before)
+    for op in draft.ops:  # only now: everything above must hold, and does, being all ratios of 1
+        if isinstance(op, Scale) and op.scale is None and op.factors is not None:
+            before, after = first[op.inputs[0]], first[op.output]
+            _vanish(groups, [(after + c, before + c, 1 / factor) for c, factor in enumerate(op.factors)])
+    return {
+        name: np.array([groups.scale(first[name] + channel) for channel in range(shape[0])])
+        for name, shape in shapes.items()
+    }
+
+
+def _vanish(groups: _Groups, ties: list[tuple[int, int, float]]) -> None:
+    """Let all of ``ties`` hold; if not all can, a public scale stays, and every channel is brought down by it."""
+    most = 0 if all(groups.fits(*tie) for tie in ties) else _MOST_BITS
+    for after, before, ratio in ties:
+        lowered = (ratio / 2**bits for bits in range(most, -1, -1))
+        fitting = next((r for r in lowered if groups.fits(after, before, r)), None)
+        if fitting is not None:
+            groups.tie(after, before, fitting)
+
+
+def _same(op: Op, shapes: dict[str, Shape]) -> Iterator[tuple[str, int, int]]:
+    """Yield which channel of which input must have the scale of which channel of the output of ``op``."""
+    if isinstance(op, Conv2d | Linear) or (isinstance(op, Scale) and (op.scale is not None or op.factors is not None)):
+        return
+    start = 0
+    for name in op.inputs:
+        channels = shapes[name][0]
+        if isinstance(op, Slice):
+            pairs = [(before, after) for after, before in enumerate(range(op.start[0], op.stop[0], op.step[0]))]
+        elif isinstance(op, Reshape):
+            size = math.prod(op.shape)
+            pairs = sorted({(i * channels // size, i * op.shape[0] // size) for i in range(size)})
+        else:
+            offset = start if isinstance(op, Concat) else op.low[0] if isinstance(op, Pad) else 0
+            pairs = [(channel, channel + offset) for channel in range(channels)]
+        start += channels
+        yield from ((name, before, after) for before, after in pairs)
+
+
+def _rewrite(draft: Draft, op: Op, shape: Shape, before: list[Numbers], after: Numbers) -> None:
+    """Make ``op`` compute with the scales ``before`` of its inputs' channels and ``after`` of its output's."""
+    arrays = draft.arrays
+    if isinstance(op, Conv2d | Linear | Scale) and op.bias is not None:
+        arrays[op.bias] = arrays[op.bias] * aligned(arrays[op.bias].shape, after)
+    if isinstance(op, Conv2d | Linear):
+        weight, groups = arrays[op.weight], op.groups if isinstance(op, Conv2d) else 1
+        taken = np.repeat(before[0].reshape(groups, -1), len(weight) // groups, 0)
+        arrays[op.weight] = (
+            weight * aligned(weight.shape, after) / taken.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+        )
+    elif isinstance(op, Scale) and op.scale is not None:
+        arrays[op.scale] = arrays[op.scale] * aligned(arrays[op.scale].shape, after / before[0])
+    elif isinstance(op, Scale) and op.factors is not None:
+        left = np.asarray(op.factors) * after / before[0]
+        rest = replace(op, factors=None if np.allclose(left, 1, rtol=1e-9) else tuple(left.tolist()))
+        draft.swap(op, rest)
+        if rest.factors is None and not rest.arrays() and rest.factor == 1:
+            draft.drop(rest)
+    elif isinstance(op, Activation):
+        dropped = np.broadcast_to(aligned(shape, after), shape).reshape(-1)[op.rest]
+        if op.c0 is not None:
+            arrays[op.c0] = arrays[op.c0] * dropped
+        if op.c2 is not None:
+            arrays[op.c2] = arrays[op.c2] / dropped

@@ -1,0 +1,169 @@
+"""Slopes that are reciprocals of public whole numbers leave a lowered network without one product more."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from interpret import interpret
+from test_lower import Narrowing, Odds, PreActivation, masked
+from torch import nn
+from torch.utils import _pytree as pytree
+from zoo import Concat, ShapeFlow, SharedBlock, Spellings, TwoOutputs
+
+from reluctant.mask import Mask
+from reluctant.models.resnet import resnet8, resnet18, resnet20
+from reluctant.models.vgg import vgg16_bn
+from reluctant.models.wrn import wrn
+from reluctant.program.carrying import LARGEST
+from reluctant.program.lower import lower
+from reluctant.program.operations import LARGEST_FACTOR, Activation, Scale
+from reluctant.surrogates import LARGEST_DIVISOR, Identity, Reciprocal
+
+CIFAR = (3, 32, 32)
+
+
+def check_same(model, images):
+    """Return the program of ``model`` once it has given the model's outputs, both in float64."""
+    program = lower(model)
+    with torch.no_grad():
+        expected = pytree.tree_leaves(model.double()(images.double()))
+    for one, other in zip(interpret(program, images), expected, strict=True):
+        assert (one - other).abs().max() < 1e-5 * max(1, other.abs().max())
+    return program
+
+
+def products(program):
+    """Return how many scales with private factors are in ``program``, and how many with public ones."""
+    scales = [op for op in program.ops if isinstance(op, Scale)]
+    return sum(op.scale is not None for op in scales), sum(op.factors is not None or op.factor != 1 for op in scales)
+
+
+def factors(program):
+    return [op.factors for op in program.ops if isinstance(op, Activation)]
+
+
+SMALL = {
+    "resnet8": lambda: resnet8(5, 3),
+    "narrowing": lambda: Narrowing(20),
+    **{c.__name__: c for c in (PreActivation, Odds, SharedBlock, Concat, TwoOutputs, ShapeFlow)},
+}
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize("name", SMALL)
+def test_no_product_more_than_with_the_identity(name, share):
+    program = check_same(masked(SMALL[name](), share, Reciprocal()), torch.randn(3, 3, 8, 8))
+    plain = lower(masked(SMALL[name](), share, Identity()))
+    assert products(program) == products(plain)
+    assert sum(program.macs().values()) == sum(plain.macs().values())
+    assert sum(op.kind in ("conv2d", "linear") for op in program.ops) == len(plain.macs()) - products(plain)[0]
+
+
+@pytest.mark.parametrize(
+    "make", [resnet20, resnet18, wrn(16, 1), vgg16_bn], ids=["resnet20", "resnet18", "wrn-16-1", "vgg16"]
+)
+def test_no_scale_is_left_in_networks_of_the_papers(make):
+    model = masked(make(10, 3), 0.1, Reciprocal(), CIFAR)
+    for activation in model.masked():
+        activation.divisor.random_(1, 4)
+    program, plain = lower(model), lower(masked(make(10, 3), 0.1, Identity(), CIFAR))
+    assert products(program) == products(plain) == (0, 0)
+    assert program.macs() == plain.macs()
+    assert any(factors(program))
+
+
+def test_what_is_told_of_a_channel():
+    """Its n, if it keeps some ReLUs and drops some; of all others nothing."""
+    model = masked(resnet8(5, 3), 1.0, Reciprocal())
+    name = list(model.sites)[2]
+    keep = {site: kept.clone() for site, kept in model.mask.items()}
+    keep[name][0] = False
+    keep[name][1, ::2] = False
+    model.set_mask(Mask(keep))
+    for activation in model.masked():
+        activation.divisor.fill_(7)
+    program = check_same(model, torch.randn(2, 3, 8, 8))
+    channels = len(keep[name])
+    assert factors(program) == [None, None, (1, 7, *[1] * (channels - 2)), None, None, None, None]
+
+
+class Chain(nn.Module):
+    """Sums in a row, whose scales multiply."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.branches = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(length))
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        for branch in self.branches:
+            x = torch.relu(x + branch(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("length", "left"), [(2, 0), (3, 0), (4, 1), (7, 2)])
+def test_products_are_bounded(length, left):
+    """Ten thousand does not fit into the square of 32, a thousand does; what does not fit stays public."""
+    model = masked(Chain(length), 0.5, Reciprocal())
+    for activation in model.masked():
+        activation.divisor.fill_(10)
+    program = check_same(model, torch.randn(2, 3, 8, 8))
+    assert products(program) == (0, left)
+    stayed = [op.factors for op in program.ops if isinstance(op, Scale) and op.factors]
+    bits = [math.log2(factor) for factor in itertools.chain(*stayed)]
+    assert bits == pytest.approx([round(b) for b in bits])
+    dropped = lower(masked(Chain(length), 0.5, Identity()))
+    for name, array in program.arrays.items():
+        largest = abs(array / dropped.arrays[name]).max() if name in dropped.arrays else 1
+        assert largest < LARGEST**2 * 1.01
+
+
+class Diamond(nn.Module):
+    """The sum of a stream and its own activation: no convolution could take a scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head((x + torch.relu(x)).mean((2, 3)))
+
+
+def test_a_scale_that_nothing_takes_stays_public():
+    model = masked(Diamond(), 0.5, Reciprocal())
+    model.masked()[0].divisor.copy_(torch.tensor([1, 2, 3, 4.0]).reshape(4, 1, 1))
+    program = check_same(model, torch.randn(2, 3, 8, 8))
+    (scale,) = [op for op in program.ops if isinstance(op, Scale)]
+    assert not scale.arrays()
+    assert scale.factors == pytest.approx((1, 1 / 2, 1 / 3, 1 / 4))
+
+
+def test_a_long_chain_without_convolutions():
+    """Products over the bound meet here; each public scale that stays has its biases with it."""
+    model = masked(Spellings(), 0.4, Reciprocal())
+    program = check_same(model, torch.randn(2, 3, 8, 8))
+    private, public = products(program)
+    assert private == 0
+    assert 0 < public <= 3
+
+
+def test_outputs_are_not_scaled():
+    model = masked(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 0.5, Reciprocal())
+    program = check_same(model, torch.randn(2, 3, 8, 8))
+    assert products(program) == (0, 0)
+
+
+def test_public_numbers_depend_on_no_weight():
+    first, second = (masked(Chain(7), 0.5, Reciprocal()) for _ in range(2))
+    for activation, other in zip(first.masked(), second.masked(), strict=True):
+        other.divisor.copy_(activation.divisor.random_(8, 11))
+    for parameter in second.parameters():
+        parameter.data.mul_(1.7)
+    assert lower(first).digest == lower(second).digest
+
+
+def test_largest_slopes_fit_into_an_operation():
+    assert LARGEST_DIVISOR == LARGEST_FACTOR == LARGEST**2
