@@ -14,6 +14,9 @@ test: .venv/installed  ## the tests
 bench-train: .venv/installed  ## cost of a training step beside the plain one; writes benchmarks/out/training.json
 	$(BIN)/python benchmarks/training.py
 
+bench-descent: .venv/installed  ## candidates scored a second beside whole passes; writes benchmarks/out/descent.json
+	$(BIN)/python benchmarks/descent.py
+
 check: .venv/installed  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -34,7 +37,7 @@ format: .venv/installed
 results: .venv/installed  ## results/README.md from the records beside it
 	$(BIN)/python -c 'from pathlib import Path; from reluctant.records import load_records; from reluctant.report import results_page; Path("results/README.md").write_text(results_page(load_records(["results"])))'
 
-docs: .venv/docs  ## docs/_build/html; docs/cifar100.md and its picture anew from records and recipes
+docs: .venv/docs  ## docs/_build/html; docs/bench.md, docs/cifar100.md and pictures anew from records and recipes
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
 
 .venv/docs: .venv/installed

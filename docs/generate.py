@@ -1,7 +1,7 @@
 """Write the pages that are made from the code, the records and the recipes.
 
-``python docs/generate.py`` does it alone; a build of the documentation does it first. ``cifar100.md`` and its picture
-are kept in the repository; the pages of the methods and of the API are not.
+``python docs/generate.py`` does it alone; a build of the documentation does it first. ``bench.md`` and ``cifar100.md``
+and their pictures are kept in the repository; the pages of the methods and of the API are not.
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ from reluctant.methods import METHODS
 from reluctant.methods.base import Method
 from reluctant.records import SUFFIX, load_records
 from reluctant.registry import Registry
+from reluctant.report.bench import bench_figure, bench_page
+from reluctant.report.grid import read_benches
 from reluctant.report.published import cifar100_figure, cifar100_page
 from reluctant.report.results import read_recipes
 from reluctant.surrogates import Surrogate
@@ -38,6 +40,11 @@ def generate() -> None:
     records = load_records([ROOT / "results"]) if any((ROOT / "results").glob(f"*{SUFFIX}")) else []
     write(DOCS / "cifar100.md", cifar100_page(records, read_recipes(ROOT / "recipes" / "cifar100")))
     write(DOCS / "images" / "cifar100.svg", cifar100_figure(records))
+    benches = read_benches(ROOT / "recipes" / "bench", records)
+    write(DOCS / "bench.md", bench_page(benches))
+    for bench in benches:
+        if picture := bench_figure(bench):
+            write(DOCS / "images" / f"{bench.grid.picture}.svg", picture)
     write(DOCS / "api.md", api_page())
     pages = {f"{name}.md": method_page(METHODS[name]) for name in METHODS}
     for name, page in pages.items():

@@ -10,6 +10,7 @@ import pytest
 from reluctant.methods import METHODS
 from reluctant.models import ModelSpec
 from reluctant.records import load_records
+from reluctant.report import grid as grid_module
 from reluctant.report import results_page
 from reluctant.sweep import find_points
 
@@ -26,12 +27,30 @@ def test_records_name_no_folder_of_a_machine():
         assert not re.search(r'["\s=]/[a-z]+/', path.read_text()), path
 
 
-@pytest.mark.parametrize("grid", sorted((ROOT / "recipes").glob("*/*/")), ids=lambda grid: "/".join(grid.parts[-2:]))
+BENCHES = sorted((ROOT / "recipes" / "bench").glob("*/"))
+GRIDS = sorted(set((ROOT / "recipes").glob("*/*/")) - set(BENCHES))
+
+
+@pytest.mark.parametrize("folder", BENCHES, ids=lambda folder: folder.name)
+def test_a_bench_has_its_teacher_its_floor_and_equal_epochs(folder):
+    assert folder.name in [grid.folder for grid in grid_module.GRIDS], "name it in reluctant.report.grid.GRIDS"
+    points = [point for path in sorted(folder.glob("*.toml")) for point in find_points([path])[-1:]]
+    names = {path.stem for path in folder.glob("*.toml")}
+    assert {"dense", "random"} <= {name.partition("-")[0] for name in names}
+    recipes = [point.recipe for point in points if point.teacher]
+    for point in points:
+        assert point.teacher is None or point.name.startswith(point.recipe.method.name), point.name
+    assert len({recipe.method.epochs + recipe.finetune.epochs for recipe in recipes}) == 1
+    assert len({(recipe.finetune.batch, recipe.views, recipe.cutout) for recipe in recipes}) == 1
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: "/".join(grid.parts[-2:]))
 def test_every_recipe_resolves_and_is_called_what_it_is(grid):
     for path in grid.glob("*.toml"):
         *_, point = find_points([path])
         recipe = point.recipe
-        assert (recipe.task, ModelSpec.parse(recipe.model).name) == grid.parts[-2:]
+        folders = tuple(grid.name.split("-", 1)) if grid.parent.name == "bench" else grid.parts[-2:]
+        assert (recipe.task, ModelSpec.parse(recipe.model).name) == folders
         if recipe.method is not None:
             surrogate = recipe.method.surrogate.name
             usual = surrogate == METHODS[recipe.method.name]().surrogate.name
@@ -41,7 +60,7 @@ def test_every_recipe_resolves_and_is_called_what_it_is(grid):
 def test_the_cifar100_grid_has_every_budget_in_both_tracks():
     points = find_points([ROOT / "recipes" / "cifar100" / "resnet18"])
     budgets = ["100k", "12.9k", "150k", "15k", "25k", "50k", "6k", "9k"]
-    for track, methods in {"free": ["snl", "autorep"], "polynomial": ["snl", "autorep"]}.items():
+    for track, methods in {"free": ["ebb", "snl", "autorep"], "polynomial": ["ebb", "snl", "autorep"]}.items():
         for method in methods:
             found = [p.recipe for p in points if p.recipe.method is not None and p.recipe.method.name == method]
             assert sorted(r.budget for r in found if r.method.surrogate.track == track) == budgets

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from reluctant import provenance
-from reluctant.provenance import describe_device, environment, source_version, typed_command
+from reluctant.provenance import (
+    as_if_typed,
+    describe_device,
+    environment,
+    source_version,
+    typed_command,
+    without_folders,
+)
 
 
 def test_a_command_is_kept_as_typed() -> None:
@@ -21,6 +28,18 @@ def test_no_absolute_path_is_left(in_folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", str(in_folder.parent))
     arguments = ["reluctant", str(in_folder / "runs"), f"--data={in_folder.parent}/data", "--out", "/mnt/disk7/out"]
     assert typed_command(arguments) == "reluctant runs --data=~/data --out .../out"
+
+
+def test_records_made_for_a_point_say_its_command(in_folder: Path) -> None:
+    with as_if_typed(["reluctant", "sweep", str(in_folder / "snl.toml")]):
+        assert typed_command() == "reluctant sweep snl.toml"
+        assert typed_command(["reluctant", "demo"]) == "reluctant demo"
+    assert "snl.toml" not in typed_command()
+
+
+def test_no_folder_is_left_in_a_message() -> None:
+    text = "cannot open '/home/ann/data/cifar', 1/2 or a/b; see https://pytorch.org/docs"
+    assert without_folders(text) == "cannot open '.../cifar', 1/2 or a/b; see https://pytorch.org/docs"
 
 
 def test_an_interpreter_without_a_script_is_called_python() -> None:

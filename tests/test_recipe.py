@@ -6,6 +6,7 @@ import pytest
 
 from reluctant.errors import ReluctantError, UnknownName, UsageError
 from reluctant.methods.autorep import AutoReP
+from reluctant.methods.ebb import Ebb
 from reluctant.methods.snl import SNL
 from reluctant.recipe import Recipe, merge, nested, read_toml, resolve
 from reluctant.surrogates import Identity, Quadratic, Shift, surrogate_from_json
@@ -155,3 +156,12 @@ def test_files_that_are_no_toml_are_refused(in_folder, text):
     Path("r.toml").write_text(text)
     with pytest.raises(UsageError, match=r"cannot read the recipe r\.toml"):
         read_toml(Path("r.toml"))
+
+
+def test_settings_of_no_method_are_refused_unless_one_is_usual():
+    with pytest.raises(UsageError, match="name no method; add one of ebb, snl"):
+        Recipe.from_json({"task": "digits", "model": "resnet8", "method": {"lr": 1.0}})
+    given = {"task": "digits", "model": "resnet8", "budget": "10%"}
+    usual = {"method": "ebb"}
+    assert resolve(None, given, ["method.lr=0.1"], usual=usual).method == Ebb(lr=0.1)
+    assert resolve(None, given | {"method": {"name": "snl"}}, None, usual=usual).method == SNL()

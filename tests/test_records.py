@@ -74,6 +74,19 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert Record.load(made.save(tmp_path)) == made
 
 
+def test_a_prediction_is_kept_and_is_no_key_of_records_without_one(tmp_path: Path) -> None:
+    """Records that were written before there were predictions stay what they were, to the digest."""
+    parts = {"comparison_bytes": 2, "surrogate_bytes": 0, "linear_bytes": 1, "pooling_bytes": 0}
+    predicted = {"engine": "cheetah", "bytes": 5_439_519, "messages": 329, **parts}
+    made, without = record(predicted=predicted), record()
+    assert Record.load(made.save(tmp_path)).predicted == predicted
+    written = json.loads(without.save(tmp_path).read_text())
+    assert "predicted" not in written
+    assert Record.from_json(written).digest == written["digest"] == without.digest != made.digest
+    with pytest.raises(RecordError, match=r"key 'predicted\.messages' is missing"):
+        record(predicted={key: value for key, value in predicted.items() if key != "messages"})
+
+
 def test_the_file_name_is_readable_and_ends_in_the_digest(tmp_path: Path) -> None:
     made = record(model="path/to my.py:net", budget="250ms@cheetah/wan")
     assert (

@@ -1,9 +1,12 @@
 """Sweeps: the points of a folder of recipes, each once, whatever happens on the way."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +14,8 @@ from reluctant.cluster import sweep_on_ray
 from reluctant.errors import Paused, UsageError
 from reluctant.experiment import Machine
 from reluctant.progress import TimeLimit
-from reluctant.records import load_records
+from reluctant.recipe import Recipe
+from reluctant.records import Record, load_records
 from reluctant.sweep import _claimed, find_points, run_point, sweep
 
 DENSE = """
@@ -53,6 +57,21 @@ def test_budgets_and_seeds_multiply_them(recipes):
         "dense-s0", "random-10%-s0", "random-20%-s0", "dense-s1", "random-10%-s1", "random-20%-s1",
     ]  # fmt: skip
     assert (points[5].recipe.seed, points[5].recipe.budget, points[5].teacher) == (1, "20%", "dense-s1")
+
+
+def test_at_a_budget_that_a_file_is_named_for_that_file_counts(recipes):
+    (recipes / "taylor-10%.toml").unlink()
+    for name, epochs in (("random-20%", 2), ("taylor", 3), ("taylor-20%", 4)):
+        method, _, budget = name.partition("-")
+        text = SMALL.replace("random", method).replace("10%", budget or "10%")
+        (recipes / f"{name}.toml").write_text(text.replace("epochs = 1", f"epochs = {epochs}"))
+    points = find_points([recipes], budgets=["10%", "20%"])
+    assert {point.name: point.recipe.finetune.epochs for point in points if point.teacher} == {
+        "random-10%-s0": 1, "random-20%-s0": 2, "taylor-10%-s0": 3, "taylor-20%-s0": 4,
+    }  # fmt: skip
+    assert {point.recipe.budget for point in points} == {None, "10%", "20%"}
+    with pytest.raises(UsageError, match="two recipes are called random-30%-s0"):
+        find_points([recipes], budgets=["30%"])
 
 
 @pytest.mark.parametrize(
@@ -103,6 +122,156 @@ def test_without_their_teacher_students_fail(recipes, tmp_path):
     swept = sweep(find_points([recipes]), tmp_path / "runs", Machine(data=tmp_path))
     assert list(swept.failed) == ["dense-s0", "random-10%-s0", "taylor-10%-s0"]
     assert swept.failed["taylor-10%-s0"] == "its teacher dense-s0 failed"
+
+
+DIVERGES = """
+budget = "10%"
+method = "random"
+finetune = { epochs = 1, batch = 64, lr = 1e30, warmup = 0.0, distil = 0.0 }
+"""
+
+
+def counted(progress):
+    """Progress that adds every stage of work to the list ``progress``."""
+    return lambda stage, *_, **__: progress.append(stage) if stage != "points" else None
+
+
+@pytest.fixture
+def broken(recipes):
+    """A recipe that trains and diverges, beside its teacher."""
+    path = recipes / "broken.toml"
+    path.write_text(DIVERGES)
+    return path
+
+
+def test_a_failure_leaves_a_record_and_is_not_tried_again(broken, tmp_path):
+    points, out = find_points([broken]), tmp_path / "runs"
+    first = sweep(points, out, Machine())
+    assert list(first.failed) == ["broken-s0"]
+    (record,) = load_records((out / "broken-s0").glob("failed-*.record.json"))
+    assert (record.status, record.kind, record.method, record.budget) == ("failed", "linearize", "random", "10%")
+    assert record.note == first.failed["broken-s0"]
+    assert "\n" not in record.note
+    assert record.accuracy["test"] is None
+    assert Recipe.from_json(record.recipe) == points[1].recipe
+
+    seen = []
+    again = sweep(points, out, Machine(), progress=counted(seen))
+    assert (seen, again.records) == ([], first.records)
+    assert again.failed["broken-s0"].startswith(record.note)
+    assert "--retry trains it again" in again.failed["broken-s0"]
+
+
+def test_a_failure_is_tried_again_when_asked_and_a_success_takes_its_place(broken, tmp_path):
+    out, seen = tmp_path / "runs", []
+    sweep(find_points([broken]), out, Machine())
+    (first,) = (out / "broken-s0").glob("failed-*")
+    assert sweep(find_points([broken]), out, Machine(), retry=True, progress=counted(seen)).failed
+    assert seen
+    (second,) = (out / "broken-s0").glob("failed-*")
+    assert second != first
+
+    broken.write_text(DIVERGES.replace("1e30", "0.01"))
+    refused = sweep(find_points([broken]), out, Machine())
+    assert "is of other settings or another teacher" in refused.failed["broken-s0"]
+    mended = sweep(find_points([broken]), out, Machine(), retry=True)
+    assert list(mended.records) == ["dense-s0", "broken-s0"]
+    assert {record.status for record in load_records([out])} == {"complete"}
+
+
+def test_a_retry_that_was_stopped_goes_on_without_asking_again(broken, tmp_path):
+    out = tmp_path / "runs"
+    sweep(find_points([broken]), out, Machine())
+
+    def interrupt(stage, *_, **__):
+        if "finetune" in stage:
+            raise KeyboardInterrupt
+
+    broken.write_text(DIVERGES.replace("1e30", "0.01"))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(find_points([broken]), out, Machine(), retry=True, progress=interrupt)
+    assert not sweep(find_points([broken]), out, Machine()).failed
+
+
+def test_an_error_that_says_nothing_is_named(broken, tmp_path):
+    """Torch's and Python's are outcomes as ours are; memory errors often come without a word."""
+
+    def full(stage, *_, **__):
+        if "finetune" in stage:
+            raise error
+
+    error: Exception = MemoryError()
+    swept = sweep(find_points([broken]), tmp_path / "runs", Machine(), progress=full)
+    assert swept.failed == {"broken-s0": "out of memory"}
+    (record,) = load_records((tmp_path / "runs" / "broken-s0").glob("failed-*.record.json"))
+    assert record.note == "out of memory"
+    error = RuntimeError("no kernel in /opt/torch/lib/x.so\nand more")
+    assert sweep(find_points([broken]), tmp_path / "runs", Machine(), retry=True, progress=full).failed
+    (record,) = load_records((tmp_path / "runs" / "broken-s0").glob("failed-*.record.json"))
+    assert record.note == "no kernel in .../x.so"
+
+
+def test_what_can_be_put_right_leaves_no_failure(recipes, tmp_path):
+    (recipes / "dense.toml").write_text(DENSE.replace("digits", "cifar10"))
+    (recipes / "random-10%.toml").write_text(SMALL.replace("10%", "100%"))
+    assert sweep(find_points([recipes]), tmp_path / "runs", Machine(data=tmp_path)).failed
+    assert not list((tmp_path / "runs").rglob("*.record.json"))
+
+
+def test_a_folder_of_another_format_is_refused(recipes, tmp_path):
+    points, out = find_points([recipes / "random-10%.toml"]), tmp_path / "runs"
+    swept = sweep(points, out, Machine())
+    assert json.loads((out / "sweep.json").read_text()) == {"format": 1}
+    (out / "sweep.json").unlink()  # as before it was noted
+    assert sweep(points, out, Machine()) == swept
+    (out / "sweep.json").write_text('{"format": 99}')
+    with pytest.raises(UsageError, match="holds a sweep in format 99, this version of reluctant writes 1; choose"):
+        sweep(points, out, Machine())
+    (out / "sweep.json").write_text("[")
+    with pytest.raises(UsageError, match=r"cannot read .*choose another --out"):
+        sweep(points, out, Machine())
+
+
+def test_the_command_of_a_record_makes_its_point_and_no_other_recipe(recipes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep(find_points([recipes.relative_to(tmp_path)], budgets=["5%", "20%"], seeds=2), Path("runs"), Machine())
+    made = {path.parent.name: Record.load(path) for path in Path("runs").glob("*/linearize-*.record.json")}
+    record = made["taylor-5%-s1"]
+    assert record.command.endswith(" sweep recipes/taylor-10%.toml --budgets 5% --seeds 2 --out runs")
+    words = shlex.split(record.command)
+    words[words.index("--out") + 1] = "again"
+    ended = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    again = {path.parent.name: Record.load(path) for path in Path("again").glob("*/linearize-*.record.json")}
+    assert sorted(again) == ["taylor-5%-s0", "taylor-5%-s1"]
+    assert again["taylor-5%-s1"].checkpoint == record.checkpoint
+
+
+def test_two_sweeps_at_once_do_every_point_once(recipes, tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "reluctant",
+        "--threads",
+        "1",
+        "sweep",
+        str(recipes),
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    words += ["--seeds", "2", "--json"]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=250) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    ends = [json.loads(out) for out, _ in told]
+    points = names(find_points([recipes], seeds=2))
+    assert set(ends[0]["records"]) | set(ends[1]["records"]) == set(points)
+    for ended in ends:
+        assert not ended["failed"]
+        assert set(ended["records"]) | set(ended["elsewhere"]) == set(points)
+    for name in points:
+        kinds = sorted(Record.load(path).kind for path in (tmp_path / "runs" / name).glob("*.record.json"))
+        assert kinds == ["evaluate", "train" if name.startswith("dense") else "linearize"]
 
 
 def test_a_finished_point_of_another_recipe_or_teacher_is_not_taken_for_this_one(recipes, tmp_path):
@@ -180,8 +349,7 @@ def test_a_ray_cluster_runs_the_points_teachers_first(recipes, tmp_path):
     assert set(made["records"]) == {"dense-s0", "random-10%-s0", "taylor-10%-s0"}
     assert list(made["failed"]) == ["autorep-1-s0"]
     for record in load_records([tmp_path / "runs"]):
-        assert record.command.startswith("__main__.py sweep "), record.command
-        assert "--ray local" in record.command
+        assert re.search(r"^reluctant --threads \d+ sweep \S+\.toml --out \S+$", record.command), record.command
 
 
 def test_an_absent_cluster_is_said_at_once(recipes, tmp_path):

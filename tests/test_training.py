@@ -25,6 +25,7 @@ from reluctant.training import (
     make_fabric,
     parameter_groups,
     rate,
+    reestimate_batch_norm,
 )
 
 SHORT = Training(epochs=3, batch=64, lr=0.05)
@@ -70,7 +71,12 @@ def test_killed_and_resumed_is_as_if_nothing_had_been(fresh, few_digits, fabric,
 
 
 @pytest.mark.parametrize(
-    "method", [METHODS["snl"](max_epochs=3, gate_lr=0.02, batch=64), METHODS["autorep"](search_epochs=3, batch=64)]
+    "method",
+    [
+        METHODS["snl"](max_epochs=3, gate_lr=0.02, batch=64),
+        METHODS["autorep"](search_epochs=3, batch=64),
+        METHODS["relupruner"](search_epochs=3, batch=64, every=2),
+    ],
 )
 def test_a_search_killed_in_mid_epoch_and_resumed_finds_the_same(
     fresh, few_digits, fabric, tmp_path, method, monkeypatch
@@ -215,3 +221,46 @@ def test_impossible_settings_are_refused():
         Training(ema=1.5)
     with pytest.raises(UsageError, match="unknown device 'tpu'"):
         make_fabric(device="tpu")
+
+
+def test_statistics_of_batch_norm_are_those_of_the_data(tiny, few_digits, fabric):
+    modes = [module.training for module in tiny.modules()]
+    weights = [parameter.detach().clone() for parameter in tiny.parameters()]
+    reestimate_batch_norm(tiny, few_digits.train, fabric, images=10_000)
+    with torch.no_grad():
+        seen = tiny[0](few_digits.train.inputs(slice(None)))
+    torch.testing.assert_close(tiny[1].running_mean, seen.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tiny[1].running_var, seen.transpose(0, 1).flatten(1).var(1), atol=1e-5, rtol=1e-4)
+    assert tiny[1].momentum == 0.1
+    assert [module.training for module in tiny.modules()] == modes
+    assert all(torch.equal(one, two) for one, two in zip(weights, tiny.parameters(), strict=True))
+
+
+def test_over_several_batches_statistics_are_their_mean(tiny, few_digits, fabric):
+    reestimate_batch_norm(tiny, few_digits.train, fabric, images=256, batch=64)
+    with torch.no_grad():
+        seen = tiny[0](few_digits.train.inputs(slice(None)))
+    torch.testing.assert_close(tiny[1].running_mean, seen.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tiny[1].running_var, seen.transpose(0, 1).flatten(1).var(1), atol=0.0, rtol=0.05)
+
+
+def test_statistics_forgotten_by_a_mask_come_back_without_training(trained, few_digits, fabric):
+    """Of a network whose statistics are wrong, the re-estimated ones give the accuracy back."""
+    spoiled = copy.deepcopy(trained)
+    for module in spoiled.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+    before = evaluate(spoiled, few_digits, "val").accuracy
+    reestimate_batch_norm(spoiled, few_digits.train, fabric)
+    after = evaluate(spoiled, few_digits, "val").accuracy
+    assert before < 0.6 < evaluate(trained, few_digits, "val").accuracy - 0.1 < after
+
+
+def test_a_finetune_may_start_with_them(tiny, few_digits, fabric):
+    """With a momentum of statistics near zero, what the training starts from is what it ends with."""
+    tiny[1].momentum = 1e-9
+    fitted = fit(tiny, few_digits, Training(epochs=1, batch=128, lr=1e-9, batch_norm_images=256), fabric=fabric)
+    with torch.no_grad():
+        seen = tiny[0](few_digits.train.inputs(slice(None)))
+    torch.testing.assert_close(fitted[1].running_mean, seen.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tiny[1].running_mean, torch.zeros(4))

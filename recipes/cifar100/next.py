@@ -14,8 +14,18 @@ from reluctant.progress import TimeLimit
 from reluctant.sweep import find_points, sweep
 
 HERE = Path(__file__).parent
-#: The points that say most come first, free surrogates before polynomial ones; all others follow by name.
-FIRST = ("snl-12.9k", "snl-50k", "autorep-12.9k", "autorep-identity-12.9k", "autorep-identity-50k", "autorep-50k")
+#: The points that say most come first, our own before others; the rest follow by name.
+FIRST = (
+    "ebb-12.9k",
+    "ebb-50k",
+    "ebb-quadratic-12.9k",
+    "snl-12.9k",
+    "snl-50k",
+    "autorep-12.9k",
+    "autorep-identity-12.9k",
+    "autorep-identity-50k",
+    "autorep-50k",
+)
 
 
 def in_order(grid: Path) -> list[Path]:

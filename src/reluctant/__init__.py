@@ -21,15 +21,22 @@ if TYPE_CHECKING:
     from reluctant.checkpoints import load_checkpoint, save_checkpoint
     from reluctant.data import TASKS, load_task
     from reluctant.engines import ENGINES
-    from reluctant.errors import Paused, ReluctantError
+    from reluctant.errors import DivergedError, Paused, ReluctantError
     from reluctant.linearization import linearize
     from reluctant.mask import Mask
     from reluctant.masked import MaskedModel, attach
     from reluctant.methods import METHODS
     from reluctant.methods.autorep import AutoReP
     from reluctant.methods.base import MaskMethod, Method
+    from reluctant.methods.descent import Descent
+    from reluctant.methods.drep import DReP
+    from reluctant.methods.ebb import Ebb
     from reluctant.methods.random import Random
+    from reluctant.methods.relupruner import ReLUPruner
+    from reluctant.methods.senet import SENet
+    from reluctant.methods.snip import SNIP
     from reluctant.methods.snl import SNL
+    from reluctant.methods.streamlinet import StreamliNet
     from reluctant.methods.taylor import Taylor
     from reluctant.models import MODELS, load_model
     from reluctant.prices import Prices
@@ -40,7 +47,7 @@ if TYPE_CHECKING:
     from reluctant.report import Report
     from reluctant.secure import SecureRun, secure_run
     from reluctant.sites import Sites, find_sites, swap_activations
-    from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Shift
+    from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Reciprocal, Shift
     from reluctant.task import Job, Task
     from reluctant.training import Evaluation, Training, evaluate, finetune, fit
 
@@ -49,15 +56,22 @@ _HOME = {
     "checkpoints": ["load_checkpoint", "save_checkpoint"],
     "data": ["TASKS", "load_task"],
     "engines": ["ENGINES"],
-    "errors": ["Paused", "ReluctantError"],
+    "errors": ["DivergedError", "Paused", "ReluctantError"],
     "linearization": ["linearize"],
     "mask": ["Mask"],
     "masked": ["MaskedModel", "attach"],
     "methods": ["METHODS"],
     "methods.autorep": ["AutoReP"],
     "methods.base": ["MaskMethod", "Method"],
+    "methods.descent": ["Descent"],
+    "methods.drep": ["DReP"],
+    "methods.ebb": ["Ebb"],
     "methods.random": ["Random"],
+    "methods.relupruner": ["ReLUPruner"],
+    "methods.senet": ["SENet"],
+    "methods.snip": ["SNIP"],
     "methods.snl": ["SNL"],
+    "methods.streamlinet": ["StreamliNet"],
     "methods.taylor": ["Taylor"],
     "models": ["MODELS", "load_model"],
     "prices": ["Prices"],
@@ -68,7 +82,7 @@ _HOME = {
     "report": ["Report"],
     "secure": ["SecureRun", "secure_run"],
     "sites": ["Sites", "find_sites", "swap_activations"],
-    "surrogates": ["Affine", "Constant", "Identity", "Quadratic", "Shift"],
+    "surrogates": ["Affine", "Constant", "Identity", "Quadratic", "Reciprocal", "Shift"],
     "task": ["Job", "Task"],
     "training": ["Evaluation", "Training", "evaluate", "finetune", "fit"],
 }
@@ -78,12 +92,17 @@ __all__ = [
     "ENGINES",
     "METHODS",
     "MODELS",
+    "SNIP",
     "SNL",
     "TASKS",
     "Affine",
     "AutoReP",
     "Budget",
     "Constant",
+    "DReP",
+    "Descent",
+    "DivergedError",
+    "Ebb",
     "Evaluation",
     "Identity",
     "Job",
@@ -95,13 +114,17 @@ __all__ = [
     "Prices",
     "Quadratic",
     "Random",
+    "ReLUPruner",
     "Recipe",
+    "Reciprocal",
     "Record",
     "ReluctantError",
     "Report",
+    "SENet",
     "SecureRun",
     "Shift",
     "Sites",
+    "StreamliNet",
     "Task",
     "Taylor",
     "TimeLimit",

@@ -7,7 +7,6 @@ the sweep's folder and the data under the same paths.
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,17 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from reluctant.data.download import VARIABLE
-from reluctant.errors import Paused, ReluctantError, UsageError
+from reluctant.errors import Paused, UsageError
 from reluctant.experiment import Machine
 from reluctant.progress import Progress, TimeLimit, limit_of, silent
 from reluctant.records import Record
-from reluctant.sweep import Point, Swept, check_alone, run_point
+from reluctant.sweep import Point, Swept, open_folder, run_point
 
 log = logging.getLogger(__name__)
 
 
 def sweep_on_ray(
-    points: Sequence[Point], out: Path, machine: Machine, *, address: str, progress: Progress = silent
+    points: Sequence[Point],
+    out: Path,
+    machine: Machine,
+    *,
+    address: str,
+    retry: bool = False,
+    progress: Progress = silent,
 ) -> Swept:
     """Run all of ``points`` that are not finished in ``out`` on a Ray cluster; see :func:`reluctant.sweep.sweep`.
 
@@ -33,6 +38,7 @@ def sweep_on_ray(
 
     Args:
         address: of the cluster; ``local`` starts one on this machine.
+        retry: train those again that failed before.
 
     Raises:
         UsageError: Ray is not installed, or there is no cluster at ``address``.
@@ -42,7 +48,7 @@ def sweep_on_ray(
         import ray
     except ImportError as error:
         raise UsageError('sweeps over a cluster need Ray: pip install "reluctant[ray]"') from error
-    check_alone(machine)
+    open_folder(out, machine)
     _check_reachable(address)
     try:
         ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
@@ -58,7 +64,7 @@ def sweep_on_ray(
         tasks: dict[str, Any] = {}
         for point in points:
             after = tasks[point.teacher] if point.teacher else None
-            tasks[point.name] = remote.remote(point, out.resolve(), place, until, sys.argv, after)
+            tasks[point.name] = remote.remote(point, out.resolve(), place, until, retry, after)
         names, waiting = {task: name for name, task in tasks.items()}, list(tasks.values())
         ended: dict[str, Record | str | Paused | None] = {}
         while waiting:
@@ -97,23 +103,19 @@ def _finish(
     out: Path,
     machine: Machine,
     until: float | None,
-    command: list[str],
+    retry: bool,
     teacher: Record | str | Paused | None,
 ) -> Record | str | Paused | None:
     """Run one point where Ray puts it; return its record, what went wrong, its pause, or ``None`` if it is not ours.
 
     Args:
         until: the time limit, in seconds since the epoch.
-        command: what was typed; it goes into the records.
     """
-    sys.argv = command
     if point.teacher is not None and not isinstance(teacher, Record):
         return f"its teacher {point.teacher} failed" if isinstance(teacher, str) else teacher
     try:
         # Not to have begun at all under the limit is a pause here, too: others may have had the time.
         progress = silent if until is None else TimeLimit(until - time.time(), worked=True)
-        return run_point(point, out, machine, progress=progress)
+        return run_point(point, out, machine, retry=retry, progress=progress)
     except Paused as pause:
         return pause
-    except (ReluctantError, RuntimeError) as error:
-        return str(error).splitlines()[0]

@@ -11,6 +11,7 @@ ReluctantError
 ├── CheckpointError           a checkpoint that is cut short, altered or of another model
 ├── RecordError               a record that is missing, damaged or would be overwritten
 ├── EngineError               a secure run that broke: a port, a link, a party, a time-out
+├── DivergedError             a training whose loss or weights are no longer finite
 └── Paused                    no error: long work stopped before its time limit, everything saved
 
 Messages are one line: the thing, what was got, what was expected, what to do. The command line prints them after
@@ -21,6 +22,7 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "DataError",
+    "DivergedError",
     "EngineError",
     "Paused",
     "RecordError",
@@ -75,6 +77,10 @@ class RecordError(ReluctantError):
 
 class EngineError(ReluctantError):
     """A secure run that broke: a port, a link, a party, a time-out."""
+
+
+class DivergedError(ReluctantError):
+    """A training whose loss or weights are no longer finite."""
 
 
 class Paused(ReluctantError):

@@ -1,6 +1,7 @@
 """Whole experiments: what each command does, from a recipe or a folder to a checkpoint and a record in it."""
 
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -22,11 +23,12 @@ from reluctant.checkpoints import (
     weights_digest,
 )
 from reluctant.costs.counting import count
+from reluctant.costs.model import CostModel
 from reluctant.data import load_task, task_shape
 from reluctant.engines.base import EngineRun
 from reluctant.engines.parties import Place, query, serve
 from reluctant.engines.spu import FRACTION_BITS
-from reluctant.errors import UsageError
+from reluctant.errors import UnsupportedOperation, UsageError
 from reluctant.files import UNFINISHED, write_json
 from reluctant.linearization import linearize
 from reluctant.loop import is_late, read_state, write_state
@@ -86,8 +88,16 @@ def open_model(name: str, task: str | None = None, machine: Machine | None = Non
     return Checkpoint(spec.build(classes, shape[0]).eval(), None, Origin(str(spec), task or "digits", classes, shape))
 
 
-def count_cost(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what one inference with one image computes: comparisons, surrogate operations, multiply-adds."""
+def count_cost(checkpoint: Checkpoint, engine: str = "cheetah") -> dict[str, Any]:
+    """Return what one inference with one image computes: comparisons, surrogate operations, multiply-adds.
+
+    What it would send under ``engine`` stands under ``predicted``; ``None`` for a network that no secure program
+    computes.
+
+    Raises:
+        UnknownName: no table of prices for that engine.
+    """
+    prices = CostModel.load(engine)
     masked = as_masked(checkpoint.model, checkpoint.example)
     counted = count(checkpoint.dense, masked.sites, checkpoint.example).to_json()
     mask, operations = masked.mask, masked.surrogate.operations
@@ -104,6 +114,10 @@ def count_cost(checkpoint: Checkpoint) -> dict[str, Any]:
         "slopes": dropped * operations.count("multiply"),
         "biases": dropped * operations.count("add"),
     }
+    try:
+        counted["predicted"] = prices.predict(lower(masked)).to_json()
+    except UnsupportedOperation:
+        counted["predicted"] = None
     return counted
 
 
@@ -151,7 +165,7 @@ def linearize_checkpoint(
         UsageError: no method or budget, a teacher that is linearized itself, or ``out`` is finished already.
     """
     if recipe.method is None or recipe.budget is None:
-        raise UsageError("to linearize, name a method and a budget: --method snl --budget 10%")
+        raise UsageError("to linearize, name a method and a budget: --method ebb --budget 10%")
     begun = time.monotonic()
     given = load_checkpoint(teacher)
     if given.masked is not None:
@@ -169,7 +183,7 @@ def linearize_checkpoint(
     val = _validate(small, task, recipe, fabric, progress)
     facts = {
         "seed": recipe.seed,
-        "epochs": sum(int(lines[-1]["epoch"]) for lines in _histories(out)),
+        "epochs": math.ceil(sum(lines[-1]["epoch"] for lines in _histories(out))),
         "val": val.accuracy,
         "n_val": val.n,
         "teacher": weights_digest(given.dense),
@@ -319,13 +333,18 @@ def _finish(out: Path, model: nn.Module, origin: Origin, recipe: Recipe, kind: A
 def clear_states(out: Path) -> None:
     """Delete what an interrupted run in ``out`` would have needed, and what killed ones were writing."""
     for pattern in (*STATES, f".*{UNFINISHED}"):
-        for path in out.glob(pattern):
+        for path in _of_run(out, pattern):
             path.unlink(missing_ok=True)
+
+
+def _of_run(out: Path, pattern: str) -> list[Path]:
+    """Return the files of the run in ``out``, and of the searches that its own started from, in ``start`` folders."""
+    return sorted([*out.glob(pattern), *out.glob(f"start/**/{pattern}")])
 
 
 def _histories(out: Path) -> list[list[dict[str, float]]]:
     """Return what the loops that ran in ``out`` noted, a line an epoch."""
-    files = [path for path in sorted(out.glob("*.metrics.jsonl")) if path.stat().st_size]
+    files = [path for path in _of_run(out, "*.metrics.jsonl") if path.stat().st_size]
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
 
 

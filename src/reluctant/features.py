@@ -48,8 +48,12 @@ def stage_ends(sites: Sites) -> list[str]:
 
 
 def attention(features: Float[Tensor, "B C ..."]) -> Float[Tensor, "B pixels"]:
-    """Return the mean over channels of the squared features, flattened and of norm 1 a sample."""
-    return F.normalize(features.float().square().mean(1).flatten(1), dim=1)
+    """Return the mean over channels of the squared features, flattened and of norm 1 a sample.
+
+    Where there is no map, the squared features themselves.
+    """
+    squares = features.float().square()
+    return F.normalize(squares.mean(1).flatten(1) if squares.dim() > 2 else squares, dim=1)
 
 
 def attention_gap(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Float[Tensor, ""]:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from reluctant.divergence import LOOK_EVERY, Divergence
 from reluctant.errors import CheckpointError, UsageError
 from reluctant.files import write_atomically
 from reluctant.progress import Progress, TimeLimit, limit_of, silent
@@ -194,6 +195,7 @@ class Loop:
         self._kept: dict[str, Stateful] = {}
         self._model = nn.Module()
         self._stopped = False
+        self._divergence = Divergence(stage, fabric)
         self._before, self._begun = 0.0, time.monotonic()
         self._pace = Pace()
 
@@ -220,7 +222,7 @@ class Loop:
             state: what else a step reads and changes.
         """
         self.settings["start"] = fingerprint(model.state_dict())
-        self._model = model
+        self._model = self._divergence.model = model
         wrapped = self.fabric.setup(model, *optimizers)
         result = wrapped if isinstance(wrapped, tuple) else (wrapped,)
         self._kept = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}, **state}
@@ -231,6 +233,7 @@ class Loop:
 
         Raises:
             Paused: the time limit is near; the state is saved.
+            DivergedError: loss or weights are not finite; the last state saved is of before.
         """
         epoch, index = self._resume()
         steps = self.train.steps(self.batch)
@@ -241,18 +244,23 @@ class Loop:
             for batch in self.train.epoch(self.batch, epoch, self.augmentation, seed=self.seed, start=index, **ranks):
                 last, done = index == steps - 1, epoch * steps + index
                 if self.is_late(self._pace.needed(last, steps)):
+                    self._divergence.check()
                     self._save(epoch, index)
                     left = self._seconds() / done * (self.epochs * steps - done) if done else None
                     self.pause(self.stage, done, self.epochs * steps, left)
                 begun = time.monotonic()
-                yield Step(epoch, index, done / (self.epochs * steps), last, *batch, view)
+                step = Step(epoch, index, done / (self.epochs * steps), last, *batch, view)
+                self._divergence.step = step
+                yield step
                 index += 1
                 self.progress(self.stage, done + 1, self.epochs * steps, **self._latest())
                 self._measure(last, time.monotonic() - begun)
+                if self._stopped or last or index % LOOK_EVERY == 0:
+                    self._divergence.check()
                 if self._stopped:
                     self._save(self.epochs, 0)
                     return
-                if not last and time.monotonic() - saved > self.save_seconds:
+                if not last and time.monotonic() - saved > self.save_seconds and self._divergence.is_finite():
                     self._save(epoch, index)
                     saved = time.monotonic()
             epoch, index = epoch + 1, 0
@@ -271,6 +279,17 @@ class Loop:
             needed: an ordinary step's if not given.
         """
         return is_late(self.limit, self._pace.needed(False, 1) if needed is None else needed, self.fabric)
+
+    def pause_before(self, step: Step, needed: float) -> None:
+        """Go on if ``needed`` seconds are left for what comes before ``step`` is taken, else save the state and stop.
+
+        Raises:
+            Paused: there are fewer.
+        """
+        if self.is_late(1.25 * (needed + self._pace.save)):
+            self._save(step.epoch, step.index)
+            steps = self.train.steps(self.batch)
+            self.pause(self.stage, step.epoch * steps + step.index, self.epochs * steps)
 
     def leave_out(self, seconds: float) -> None:
         """Do not take ``seconds`` of the step in hand for what steps take."""
@@ -294,7 +313,11 @@ class Loop:
         """Go one step down the gradient of ``loss`` (a scalar); ``clip`` bounds the norm of the gradient of some.
 
         Afterwards weights and running statistics are the same on all ranks.
+
+        Raises:
+            DivergedError: the loss is not finite. On a GPU, or with several ranks, that is seen some steps later.
         """
+        self._divergence.see(loss)
         for optimizer in optimizers:
             optimizer.zero_grad()
         self.fabric.backward(loss)

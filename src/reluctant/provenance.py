@@ -7,11 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+_COMMAND: ContextVar[Sequence[str] | None] = ContextVar("command", default=None)
 
 
 @functools.cache
@@ -58,6 +61,16 @@ def _processor() -> str:
     return found[1].strip() if found else platform.processor() or "unknown"
 
 
+@contextmanager
+def as_if_typed(arguments: Sequence[str]) -> Iterator[None]:
+    """Let the records made inside say that ``arguments`` were typed, program first: what makes them again alone."""
+    before = _COMMAND.set(arguments)
+    try:
+        yield
+    finally:
+        _COMMAND.reset(before)
+
+
 def typed_command(arguments: Sequence[str] | None = None) -> str:
     """Return the command line as it was typed, with absolute paths cut to what another machine can use.
 
@@ -65,9 +78,9 @@ def typed_command(arguments: Sequence[str] | None = None) -> str:
     its last part (``.../cifar``).
 
     Args:
-        arguments: program first; those of this process if not given.
+        arguments: program first; if not given, those of :func:`as_if_typed`, or of this process.
     """
-    program, *rest = sys.argv if arguments is None else arguments
+    program, *rest = arguments or _COMMAND.get() or sys.argv
     words = [Path(program.removeprefix("-c")).name or "python", *map(_portable, rest)]
     return " ".join(word if re.fullmatch(r"[\w@%+=:,./~-]+", word) else shlex.quote(word) for word in words)
 
@@ -81,6 +94,11 @@ def _portable(word: str) -> str:
         if path.is_relative_to(start):
             return f"{option}{equals}{mark / path.relative_to(start)}"
     return f"{option}{equals}.../{path.name}"
+
+
+def without_folders(text: str) -> str:
+    """Return ``text`` with all absolute paths in it cut to their last part: ``.../cifar``."""
+    return re.sub(r"(?<![\w.~/:])/(?:[\w.@+-]+/)+", ".../", text)
 
 
 def describe_device(device: str = "cpu") -> str:

@@ -24,8 +24,7 @@ from typing import Any
 
 from reluctant.budget import Budget
 from reluctant.errors import UsageError
-from reluctant.methods import METHODS
-from reluctant.methods.base import Method
+from reluctant.methods.base import Method, method_from_json
 from reluctant.registry import unknown
 from reluctant.task import Task
 from reluctant.training import FINETUNE, Training
@@ -100,7 +99,7 @@ class Recipe:
         for key, default in (("training", Training()), ("finetune", FINETUNE)):
             settings[key] = _training(settings.get(key, {}), default, key)
         if settings.get("method") is not None:
-            settings["method"] = _method(settings["method"])
+            settings["method"] = method_from_json(settings["method"])
         if isinstance(settings.get("budget"), int) and not isinstance(settings["budget"], bool):
             settings["budget"] = str(settings["budget"])
         for key in ("task", "model", "budget", "note"):
@@ -117,19 +116,21 @@ def resolve(
     chosen: Mapping[str, Any],
     settings: list[str] | None,
     *,
+    usual: Mapping[str, Any] | None = None,
     fixed: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Return the recipe of a command: its file, over it what was chosen by option, over that single settings.
 
     Args:
         chosen: nested; what is ``None`` was not chosen.
+        usual: what holds where neither file nor options nor settings say anything.
         fixed: what the network at hand is; a recipe for another task or model is refused.
 
     Raises:
         UsageError: the recipe cannot be read, see :meth:`Recipe.from_json`, or is not for what is ``fixed``.
     """
     over = merge(_chosen(chosen), nested(settings or []))
-    value = merge(read_toml(recipe) if recipe else {}, over)
+    value = merge(merge(usual or {}, read_toml(recipe) if recipe else {}), over)
     for key, given in (fixed or {}).items():
         if value.setdefault(key, given) != given:
             raise UsageError(f"the recipe is for {key} {value[key]!r}, the network given is of {given!r}")
@@ -182,17 +183,6 @@ def nested(assignments: list[str]) -> dict[str, Any]:
             item = {key: item}
         result = merge(result, item)
     return result
-
-
-def _method(value: Any) -> Method:
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, Mapping):
-        raise UsageError(f"method is {value!r}, expected a name ({', '.join(METHODS)}) or a table with one")
-    if "name" not in value:
-        raise UsageError(f"the method's settings name no method; add one of {', '.join(METHODS)}: --method snl")
-    method: Method = METHODS[str(value["name"])].from_json(value)
-    return method
 
 
 def _training(value: Any, default: Training, where: str) -> Training:

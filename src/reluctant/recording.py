@@ -3,19 +3,21 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
 from reluctant.checkpoints import Origin, weights_digest
+from reluctant.costs.model import CostModel
 from reluctant.costs.networks import parse_network
 from reluctant.engines.base import EngineRun
 from reluctant.errors import UsageError
 from reluctant.masked import MaskedModel
+from reluctant.program.lower import lower
 from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
-from reluctant.records import Accuracy, NetworkCost, Record, Secure, describe_kept
+from reluctant.records import Accuracy, NetworkCost, Predicted, Record, Secure, describe_kept
 from reluctant.secure import SecureRun, as_masked
 from reluctant.training import Evaluation
 
@@ -89,7 +91,7 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         "network": run.network,
         "batch": run.run.batch,
         "fraction_bits": run.run.fraction_bits,
-        "public": ["architecture", "masks of kept ReLUs", "shapes", "fixed-point format", "number of images"],
+        "public": _public(model),
         "link": _link(run),
         part: network_cost(run),  # type: ignore[misc]
     }
@@ -101,6 +103,13 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         secure=secure,
         **about(model, origin),
     )
+
+
+def _public(model: nn.Module) -> list[str]:
+    """Return what a run tells both parties."""
+    told = ["architecture", "masks of kept ReLUs", "shapes", "fixed-point format", "number of images"]
+    slopes = isinstance(model, MaskedModel) and "reciprocal" in model.surrogate.terms
+    return [*told, "whole numbers whose reciprocals are slopes, a channel"] if slopes else told
 
 
 def _link(run: SecureRun) -> str:
@@ -158,6 +167,16 @@ def known_accuracy(origin: Origin) -> Accuracy:
     return {"val": facts.get("val"), "n_val": facts.get("n_val"), "test": None, "n_test": None}
 
 
+def predicted_cost(masked: MaskedModel) -> Predicted | None:
+    """Return what private inference with one image would cost, or ``None`` for a network that no program computes."""
+    try:
+        found = CostModel.load("cheetah").predict(lower(masked)).to_json()
+    except UsageError:
+        return None
+    known: Predicted = {key: found[key] for key in get_type_hints(Predicted)}  # type: ignore[assignment]
+    return known
+
+
 def about(model: nn.Module, origin: Origin) -> dict[str, Any]:
     """Return the keys of a record that say which network it is of."""
     masked = as_masked(model, torch.zeros(1, *origin.input_shape))
@@ -174,6 +193,7 @@ def about(model: nn.Module, origin: Origin) -> dict[str, Any]:
         "relus": {"total": mask.total, "kept": mask.kept, "sites": len(mask), "sites_kept": mask.sites_kept},
         "mask": describe_kept(mask, mask.digest),
         "checkpoint": weights_digest(model),
+        "predicted": predicted_cost(masked),
         "seed": facts.get("seed", 0),
         "epochs": facts.get("epochs"),
         "recipe": facts.get("recipe"),

@@ -21,6 +21,7 @@ from reluctant.provenance import environment, source_version, typed_command
 
 SCHEMA = 1
 SUFFIX = ".record.json"
+_MAY_MISS = frozenset({"predicted"})  # not in the first records; in a file only if there is something to say
 
 Kind = Literal["train", "linearize", "evaluate", "run"]
 Track = Literal["free", "affine", "polynomial"]
@@ -102,6 +103,18 @@ class NetworkCost(TypedDict):
     by_site: list[SiteCost]
 
 
+class Predicted(TypedDict):
+    """What private inference with one image would cost, by a table of measured prices; both directions together."""
+
+    engine: str
+    bytes: int
+    messages: int
+    comparison_bytes: int
+    surrogate_bytes: int
+    linear_bytes: int
+    pooling_bytes: int
+
+
 class Secure(TypedDict):
     """A run of an engine: what it promises, how it was set, and what each network cost.
 
@@ -149,6 +162,7 @@ class Record:
         selection: how the checkpoint was chosen, in a line.
         recipe: the settings, resolved, or the name of a recipe.
         checkpoint: digest of the weights, so that records of one network find each other.
+        predicted: what a private inference would cost; ``None``, and not in the file, where that is not known.
         note: a free line.
         extra: keys of a file that this version does not know; they are kept.
 
@@ -175,6 +189,7 @@ class Record:
     mask: KeptReLUs | None = None
     checkpoint: str | None = None
     secure: Secure | None = None
+    predicted: Predicted | None = None
     recipe: dict[str, Any] | str | None = None
     command: str = field(default_factory=typed_command)
     commit: str = field(default_factory=source_version)
@@ -195,7 +210,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as a JSON object, its digest last."""
-        content = {name: getattr(self, name) for name in _keys()} | self.extra
+        content = {k: v for k in _keys() if (v := getattr(self, k)) is not None or k not in _MAY_MISS} | self.extra
         return content | {"digest": _digest(content)}
 
     @classmethod
@@ -218,7 +233,7 @@ class Record:
         fits = content.get("digest") == _digest(rest)
         try:
             _check_keys(content)
-            record = cls(**{key: rest.pop(key) for key in _keys()}, extra=rest)
+            record = cls(**{key: rest.pop(key) for key in _keys() if key in rest}, extra=rest)
         except RecordError as error:
             raise RecordError(f"{source}: {error}") from error
         if not fits:
@@ -238,7 +253,8 @@ class Record:
         """A readable file name, without its suffix, that no other record has."""
         parts = (self.kind, self.task, self.model, self.design, self.method or "dense", self.budget, f"s{self.seed}")
         words = (re.sub(r"[^A-Za-z0-9._]+", "_", part.replace("%", "pct")).strip("._") for part in parts if part)
-        return "-".join([*(word for word in words if word), self.digest[:8]])
+        failed = ["failed"] if self.status == "failed" else []
+        return "-".join([*failed, *(word for word in words if word), self.digest[:8]])
 
     def save(self, folder: Path | str) -> Path:
         """Write the record to a file of its own in ``folder``, whole or not at all, and return its path.
@@ -337,9 +353,10 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _check_keys(content: Mapping[str, Any]) -> None:
     hints = get_type_hints(Record, include_extras=True)
     for key in _keys():
-        if key not in content:
+        if key in content:
+            check(content[key], hints[key], key)
+        elif key not in _MAY_MISS:
             raise RecordError(f"key {key!r} is missing")
-        check(content[key], hints[key], key)
 
 
 def _contradictions(record: Record) -> Iterable[str]:

@@ -26,7 +26,7 @@ from reluctant.loop import Counters, Loop
 from reluctant.masked import MaskedModel
 from reluctant.progress import Progress, silent
 from reluctant.sites import copied, evaluating
-from reluctant.task import Split, Task
+from reluctant.task import Split, Task, stream
 from reluctant.units import check_number
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Training:
         temperature, distil: softmax temperature and weight of the teacher's term, where there is a teacher
             (T = 4 and 1 in SNL and AutoReP).
         attention: weight of the gap between the attention maps of a masked network and its teacher's (SENet: 1,000).
+        batch_norm_images: training images that the statistics of batch norm are taken from anew before the first step,
+            for a network whose mask has just changed; 0 leaves them to the training.
     """
 
     epochs: int = 60
@@ -67,6 +69,7 @@ class Training:
     temperature: float = 4.0
     distil: float = 1.0
     attention: float = 0.0
+    batch_norm_images: int = 0
 
     def __post_init__(self) -> None:
         above_zero = ("epochs", "batch", "lr", "temperature")
@@ -237,6 +240,8 @@ def fit(
     teach = {name: getattr(training, name) for name in ("temperature", "distil", "attention")}
     with nullcontext() if teacher is None else teaching(teacher, student, loop, **teach) as lesson:
         for step in loop:
+            if training.batch_norm_images and not step.done:
+                reestimate_batch_norm(student, task.train, fabric, training.batch_norm_images)
             network.train()
             set_rate(optimizer, training.lr * rate(step.done, training.warmup))
             output = logits(network(step.images))
@@ -256,6 +261,32 @@ def fit(
     student.load_state_dict(best["weights"])
     student.zero_grad(set_to_none=True)
     return student.to("cpu").eval()
+
+
+@torch.no_grad()
+def reestimate_batch_norm(
+    model: nn.Module, split: Split, fabric: "Fabric", images: int = 1000, *, batch: int = 500
+) -> None:
+    """Set the running statistics of every batch norm of ``model`` to their mean over batches of ``split``, in place.
+
+    A mask changes what the layers behind it see; the weights stay. Without batch norm nothing happens.
+
+    Args:
+        images: that many, drawn without augmentation, the same ones each time; all if there are fewer.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    momenta, split = [norm.momentum for norm in norms], split.to(fabric.device)
+    order = torch.randperm(len(split), generator=stream(len(split)))[:images].to(fabric.device)
+    with fabric.autocast(), evaluating(model.to(fabric.device)):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a mean over all batches
+            norm.train()
+        for chosen in order.chunk(max(1, len(order) // batch)):
+            model(split.inputs(chosen))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:

@@ -59,6 +59,20 @@ def test_cost_counts(cli):
     assert made["relus"]["kept"] == made["relus"]["total"] == 188_416
     assert made["macs"]["total"] == pytest.approx(40.8e6, rel=0.01)
     assert made["surrogates"]["squares"] == 0
+    predicted = made["predicted"]
+    assert predicted["bytes"] == pytest.approx(36_979_074, rel=0.02)  # a run with one image
+    assert (predicted["engine"], predicted["images"], len(predicted["by_site"])) == ("cheetah", 1, 19)
+    assert cli("cost", "resnet20", "--engine", "twin").code == 2
+
+
+def test_cost_of_what_no_program_computes(cli):
+    Path("net.py").write_text(
+        "from torch import nn\n\ndef net(classes, channels):\n"
+        "    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Softmax(1), nn.Flatten(), "
+        "nn.Linear(144, classes))\n"
+    )
+    assert json.loads(cli("cost", "net.py:net", "--json").out)["predicted"] is None
+    assert "no prediction" in cli("cost", "net.py:net").out
 
 
 def test_train_linearize_evaluate_report(cli):
@@ -84,6 +98,7 @@ def test_train_linearize_evaluate_report(cli):
 
     counted = json.loads(cli("cost", "s", "--json").out)
     assert (counted["relus"]["kept"], counted["surrogates"]["squares"]) == (230, 2074)
+    assert made["predicted"] == {key: counted["predicted"][key] for key in made["predicted"]}
     assert json.loads(cli("sites", "s", "--json").out)["total"] == 2304
 
     assert cli("evaluate", "t").code == 0

@@ -182,3 +182,14 @@ def test_reports_without_records(refused):
 def test_impossible_settings(refused):
     assert "epochs is 0" in refused("train", "resnet8", "--task", "digits", "--epochs", "0", "--out", "x")
     assert "unknown device 'tpu'" in refused("train", "resnet8", "--task", "digits", "--device", "tpu", "--out", "x")
+
+
+def test_a_training_that_diverges_says_where_and_what_to_do(cli):
+    ended = cli("train", "resnet8:width=4", "--task", "digits", "--set", "training.lr=1e6", "--out", "x")
+    assert ended.code == 2
+    assert re.fullmatch(
+        r"error: train diverged at epoch \d+, step \d+: (loss is nan|loss is inf|weights are not finite); "
+        r"lower the learning rate or bound the gradient \(clip\)\n",
+        ended.err,
+    )
+    assert not list(Path("x").glob("*.safetensors"))

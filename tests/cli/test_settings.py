@@ -40,7 +40,7 @@ def test_settings_of_a_method(refused, teacher, method, setting, reason):
         ("finetune.lr=inf", "finetune.lr is 'inf', expected a float"),
         ("finetune.batch=0", "finetune: batch is 0, expected a value above zero"),
         ("finetune.weight_decay=-1", "finetune: weight_decay is -1.0, expected a value of zero or more"),
-        ("method.lr=1", "name no method; add one of snl, autorep, taylor, random"),
+        ("method.lr=1", "name a method and a budget"),
         ("budget=10%@cheetah/wan", "leave out '@cheetah/wan'"),
         ("budget=1,5k", "a comma only parts groups of three digits"),
         ("budget=1e400", "too large"),

@@ -20,9 +20,16 @@ from reluctant.training import evaluate
 
 #: Settings that make a search take a second.
 QUICK = {
+    "ebb": {"search_epochs": 2, "images": 128},
     "snl": {"max_epochs": 2, "gate_lr": 0.1, "batch": 128},
     "autorep": {"search_epochs": 2, "lr": 0.05, "batch": 128},
+    "descent": {"start": {"name": "random"}, "steps": 3, "draws": 4, "images": 128, "finetune_epochs": 0.5},
     "taylor": {"images": 128},
+    "senet": {"search_epochs": 2, "sensitivity_epochs": 1},
+    "streamlinet": {"search_epochs": 2, "images": 128},
+    "relupruner": {"search_epochs": 2, "every": 1},
+    "snip": {"images": 64},
+    "drep": {"images": 128},
 }
 
 pytestmark = pytest.mark.parametrize("name", METHODS.names())

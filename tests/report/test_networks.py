@@ -76,3 +76,15 @@ def test_a_simulation_does_not_replace_a_private_run(linearized: Make) -> None:
     assert run is not None
     assert run.secure is not None
     assert run.secure["engine"] == "cheetah"
+
+
+def test_a_training_belongs_to_the_network_that_came_of_it(linearized: Make) -> None:
+    """Two recipes may find one mask, as random ones do, and tune it for longer or shorter."""
+    records = [
+        linearized(kind, checkpoint=name, epochs=epochs)
+        for name, epochs in (("short", 6), ("long", 18))
+        for kind in ("linearize", "evaluate")
+    ]
+    found = networks(records)
+    assert [{record.epochs for record in network.records} for network in found] == [{6}, {18}]
+    assert [len(network.records) for network in found] == [2, 2]

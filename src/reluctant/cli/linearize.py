@@ -8,7 +8,7 @@ import typer
 from reluctant.cli.main import app, show
 from reluctant.cli.options import Data, Device, Download, Json, MaxSeconds, Out, RecipeFile, Seed, Settings, Small
 from reluctant.cli.progress import shown
-from reluctant.methods import METHODS
+from reluctant.methods import METHODS, USUAL
 
 
 @app.command()
@@ -16,7 +16,7 @@ def linearize(
     teacher: Annotated[Path, typer.Argument(help="Folder of the dense network, from `reluctant train`.")],
     out: Out,
     method: Annotated[
-        str | None, typer.Option("--method", help=", ".join(METHODS.names()) + ".", show_default=False)
+        str | None, typer.Option("--method", help=f"{', '.join(METHODS)}; {USUAL} if not given.", show_default=False)
     ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="ReLUs to keep: 50k, 12900, or a share, 10%.", show_default=False)
@@ -45,7 +45,13 @@ def linearize(
     with shown(json, max_seconds) as progress:
         record = linearize_checkpoint(
             teacher,
-            resolve(recipe, chosen, settings, fixed={"task": origin.task, "model": origin.model}),
+            resolve(
+                recipe,
+                chosen,
+                settings,
+                usual={"method": USUAL},
+                fixed={"task": origin.task, "model": origin.model},
+            ),
             out,
             Machine(data, download, device),
             progress=progress,

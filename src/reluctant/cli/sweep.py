@@ -28,6 +28,7 @@ def sweep(
             show_default=False,
         ),
     ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Train those points again that failed before.")] = False,
     data: Data = None,
     download: Download = False,
     device: Device = "auto",
@@ -37,7 +38,8 @@ def sweep(
     """Train teachers, linearize them by every recipe, read the test split once for each: whatever is missing of it.
 
     A recipe's teacher is the dense.toml beside it. Interrupted, or stopped by --max-seconds, the same command goes on;
-    started on several machines with one shared --out, the commands share the work.
+    started on several machines with one shared --out, the commands share the work. A point that fails leaves a record
+    of that, and is left alone from then on, unless --retry is given.
     """
     from reluctant.experiment import Machine
     from reluctant.sweep import find_points
@@ -48,11 +50,11 @@ def sweep(
     machine = Machine(data, download, device)
     with shown(json, max_seconds) as progress:
         if ray is None:
-            swept = run(points, out, machine, progress=progress)
+            swept = run(points, out, machine, retry=retry, progress=progress)
         else:
             from reluctant.cluster import sweep_on_ray
 
-            swept = sweep_on_ray(points, out, machine, address=ray, progress=progress)
+            swept = sweep_on_ray(points, out, machine, address=ray, retry=retry, progress=progress)
     lines = [
         f"{name}: {record.relus['kept']:,} ReLUs, {100 * float(str(record.accuracy['test'])):.2f} % of "
         f"{record.accuracy['n_test']:,} test images"

@@ -1,6 +1,7 @@
 """What a method is."""
 
 import inspect
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from reluctant.errors import UsageError
 from reluctant.mask import GRANULARITIES, Mask
 from reluctant.masked import MaskedModel
+from reluctant.methods import METHODS
 from reluctant.registry import unknown
 from reluctant.surrogates import Identity, Surrogate, surrogate_from_json
 from reluctant.task import Job
@@ -61,7 +63,9 @@ class Method(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Return the name and every setting as a JSON object."""
-        return {"name": self.name, **asdict(self), "surrogate": self.surrogate.to_json()}
+        inner = {field.name: getattr(self, field.name) for field in fields(self)}
+        written = {key: value.to_json() for key, value in inner.items() if isinstance(value, Method | Surrogate)}
+        return {"name": self.name, **asdict(self), **written}
 
     @classmethod
     def from_json(cls: type[Self], value: Mapping[str, Any]) -> Self:
@@ -72,12 +76,15 @@ class Method(ABC):
             UsageError: a value of another type than the setting's default, or out of its range.
         """
         settings = {key: item for key, item in value.items() if key != "name"}
-        known: dict[str, Any] = {field.name: field.default for field in fields(cls)}
+        defaults = cls()
+        known: dict[str, Any] = {field.name: getattr(defaults, field.name) for field in fields(cls)}
         for key, item in settings.items():
             if key not in known:
                 raise unknown(f"setting of method {cls.name}", key, list(known))
             if key == "surrogate":
                 settings[key] = surrogate_from_json(item, known[key])
+            elif isinstance(known[key], Method):
+                settings[key] = method_from_json(item, known[key])
             else:
                 settings[key] = as_type_of(known[key], item, f"{cls.name}.{key}")
         return cls(**settings)
@@ -86,6 +93,18 @@ class Method(ABC):
     def header(cls) -> str:
         """Return the docstring of the method's file: paper, deviations, symbols."""
         return inspect.getdoc(sys.modules[cls.__module__]) or ""
+
+    @classmethod
+    def citation(cls) -> str:
+        """Return the paper that the header names, on one line: of several authors the first, of remarks none."""
+        found = re.search(r"^Paper: +(.*?)(?=^\S|\Z)", cls.header(), re.MULTILINE | re.DOTALL)
+        paper = re.split(r"; |(?<=\d)\. ", " ".join(found[1].split()) if found else "none")[0]
+        return re.sub(r"^([A-Z][\w-]+)(?:, [A-Z][\w-]+)+(?: et al)?\. ", r"\1 et al. ", paper).rstrip(".")
+
+    @classmethod
+    def granularities(cls) -> tuple[str, ...]:
+        """Return what it can keep or drop together."""
+        return GRANULARITIES if "granularity" in {field.name for field in fields(cls)} else GRANULARITIES[:1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +118,25 @@ class MaskMethod(Method):
     def run(self, model: MaskedModel, job: Job) -> MaskedModel:
         """Return ``model`` with the mask that :meth:`search` finds."""
         return model.set_mask(self.search(model, job))
+
+
+def method_from_json(value: Any, default: Method | None = None) -> Method:
+    """Return the method written by :meth:`Method.to_json`, or named by a bare string.
+
+    Args:
+        default: what settings without a name are settings of; what they leave out is as it is there.
+
+    Raises:
+        UnknownName: no such method or setting.
+        UsageError: neither a name nor a table with one, or see :meth:`Method.from_json`.
+    """
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        raise UsageError(f"method is {value!r}, expected a name ({', '.join(METHODS)}) or a table with one")
+    if default is not None and "name" not in value:
+        value = {**default.to_json(), **value}
+    if "name" not in value:
+        raise UsageError(f"the method's settings name no method; add one of {', '.join(METHODS)}: --method snl")
+    method: Method = METHODS[str(value["name"])].from_json(value)
+    return method

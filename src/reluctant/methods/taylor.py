@@ -12,40 +12,16 @@ import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from reluctant.distillation import logits
 from reluctant.mask import Mask, grouped
-from reluctant.masked import MaskedActivation, MaskedModel
+from reluctant.masked import MaskedModel
 from reluctant.methods.base import MaskMethod
-from reluctant.sites import evaluating
+from reluctant.probing import probe
 from reluctant.task import Job
 
 log = logging.getLogger(__name__)
-
-
-class Probe(nn.Module):
-    """ReLU that adds up, element by element, how much the loss would change if it were the surrogate instead."""
-
-    def __init__(self, activation: MaskedActivation) -> None:
-        super().__init__()
-        self.activation = activation
-        self.score = torch.zeros(activation.site.shape, device=activation.keep.device)
-
-    def forward(self, z: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        y = z.relu()
-        with torch.no_grad():
-            c0, c1, c2 = self.activation.coefficients()
-            gap = y - (c0 + c1 * z + c2 * z * z)
-
-        def add(gradient: Tensor) -> None:
-            self.score += (gradient * gap).abs().sum(0)
-
-        y.register_hook(add)  # type: ignore[no-untyped-call]
-        return y
 
 
 def layer_report(scores: dict[str, Tensor]) -> list[tuple[str, float, float]]:
@@ -79,19 +55,8 @@ class Taylor(MaskMethod):
 
     def scores(self, model: MaskedModel, job: Job) -> dict[str, Float[Tensor, "..."]]:
         """Return the mean over images of |gradient x gap| at every site; the model is left as it was."""
-        seen = 0
-        model.to(job.fabric.device)
-        if model.constants():
-            model.start_surrogates(job.train.to(job.fabric.device).inputs(slice(self.batch)))
-        with evaluating(model), model.gates(Probe) as probes:
-            for images, labels in job.train.to(job.fabric.device).batches(self.batch):
-                # The sum, not the mean, so each image's gradient is its own; times one, so that the first operation may
-                # be in place, and a ReLU of the image itself has a gradient, too.
-                loss = F.cross_entropy(logits(model(images.requires_grad_() * 1)), labels, reduction="sum")
-                loss.backward()  # type: ignore[no-untyped-call]
-                seen += len(labels)
-                job.progress("taylor", min(seen, self.images), min(self.images, len(job.train)))
-                if seen >= self.images:
-                    break
-            model.zero_grad(set_to_none=True)
-            return {name: probe.score.cpu() / seen for name, probe in probes.items()}
+
+        def term(gradient: Tensor, gaps: Tensor) -> Tensor:
+            return (gradient * gaps).abs()
+
+        return probe(model, job, term, images=self.images, batch=self.batch, stage=self.name)

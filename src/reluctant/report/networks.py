@@ -141,7 +141,11 @@ def _by_checkpoint(records: Sequence[Record]) -> list[tuple[Record, ...]]:
     if len(digests) <= 1:
         return [tuple(records)]
     return [
-        tuple(record for record in records if record not in results or record.checkpoint == digest)
+        tuple(
+            record
+            for record in records
+            if record.checkpoint == digest or (record not in results and record.checkpoint not in digests)
+        )
         for digest in digests
     ]
 

@@ -4,7 +4,6 @@ A published point is what its authors reported. It is no record: nothing of it w
 behind these points were chosen on the test set.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from reluctant.records import Record, Track
 from reluctant.report.front import fronts
 from reluctant.report.networks import Network, networks
 from reluctant.report.plot import Panel, Series, panels_figure
-from reluctant.report.results import cell, settings_of, was_run
+from reluctant.report.results import cell, setting_of, table, was_run
 from reluctant.units import format_seconds
 
 Selection = Literal["test set", "held-out", "unknown"]
@@ -270,7 +269,7 @@ def _published_table(points: Sequence[PublishedPoint], sources: Sequence[str]) -
         )
         for point in sorted(points, key=lambda point: (order.index(point.method), point.relus))
     ]
-    return _table(columns, rows)
+    return table(columns, rows)
 
 
 def _own_section(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> list[str]:
@@ -287,22 +286,15 @@ def _own_section(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> li
         settings: dict[str, list[Network]] = defaultdict(list)
         for network in found:
             if network.head.model == model:
-                settings[_setting(network)].append(network)
+                settings[setting_of(network.head)].append(network)
         rows = [_own_row(group, recipes) for group in settings.values()]
         total = next(network.head.relus["total"] for group in settings.values() for network in group)
-        lines += ["", f"### {cell(model)}: {total:,} ReLUs", "", *_table(_OWN_COLUMNS, rows)]
+        lines += ["", f"### {cell(model)}: {total:,} ReLUs", "", *table(_OWN_COLUMNS, rows)]
         notes = sorted(
             {record.note for group in settings.values() for n in group for record in n.records if record.note}
         )
         lines += ["", *(f"* {cell(note)}" for note in notes)] if notes else []
     return lines
-
-
-def _setting(network: Network) -> str:
-    """Return what all seeds of one setting have in common."""
-    head = network.head
-    recipe = settings_of(head.recipe) if isinstance(head.recipe, dict) else head.recipe
-    return json.dumps([head.design, head.method, head.budget, head.surrogate, recipe], sort_keys=True)
 
 
 _OWN_COLUMNS = {
@@ -356,11 +348,3 @@ def _not_run(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> list[s
     if not waiting:
         return ["Every recipe in `recipes/cifar100/` has a record."]
     return ["Recipes in `recipes/cifar100/` without a record in `results/`:", "", *(f"* `{name}`" for name in waiting)]
-
-
-def _table(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(columns)} |",
-        f"|{'|'.join(columns.values())}|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
