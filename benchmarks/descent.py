@@ -20,7 +20,7 @@ import torch
 
 from reluctant.mask import Mask
 from reluctant.masked import MaskedModel, attach
-from reluctant.methods.descent import Block, Pool, screened, stakes
+from reluctant.methods.descent import Block, Pool, harms, screened
 from reluctant.models import ModelSpec
 from reluctant.prices import Prices
 from reluctant.provenance import describe_device, environment
@@ -109,7 +109,7 @@ def race(scorer: Scorer, pool: Pool, blocks: list[Block]) -> tuple[int, int]:
 def screened_race(scorer: Scorer, pool: Pool, blocks: list[Block], draws: int) -> tuple[int, int]:
     """Return the same of those of ``blocks`` that do least harm to first order."""
     scorer.rank()
-    running = Race(scorer, [pool.without(block) for block in screened(blocks, draws, pool, stakes(scorer))])
+    running = Race(scorer, [pool.without(block) for block in screened(blocks, draws, pool, harms(scorer))])
     best = running.best()
     return best, running.right[best]
 

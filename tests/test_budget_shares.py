@@ -11,7 +11,7 @@ from reluctant.prices import Prices, SitePrice
 
 RESNET18 = [eta for stage in PUBLISHED["resnet18"] for eta in stage]
 ROOM = [65536] * 5 + [32768] * 4 + [16384] * 4 + [8192] * 4
-#: Worked out by hand from SENet's rule (ICLR 2023) and its sensitivities of ResNet-18.
+#: Computed from SENet's rule (ICLR 2023) and its sensitivities of ResNet-18.
 SHARES = {
     12_900: "74 239 275 324 355 457 630 658 719 869 1050 1068 1112 1214 1278 1288 1290",
     50_000: "287 927 1065 1254 1377 1772 2443 2550 2786 3369 4071 4138 4312 4706 4952 4993 4998",

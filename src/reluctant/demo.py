@@ -26,6 +26,7 @@ BUDGET = "10%"
 
 #: Settings for an epoch of 20 steps: the papers' rates and penalties are for epochs of 390.
 METHODS: Mapping[str, Mapping[str, Any]] = {
+    "ebb": {"search_epochs": 25, "batch": 64},
     "snl": {"lr": 1e-3, "gate_lr": 1e-2, "penalty": 1e-2, "max_epochs": 60, "batch": 64},
     "autorep": {"lr": 2e-3, "mask_lr": 1e-2, "search_epochs": 20, "batch": 64},
 }

@@ -91,7 +91,7 @@ def test_stakes_are_the_mean_square_of_gradient_times_gap(trained, few_digits, m
     F.cross_entropy(network.eval()(images.requires_grad_()), labels, reduction="sum").backward()
     handle.remove()
     expected = (seen["y"].grad * (seen["y"] - seen["z"])).square().sum(0).detach()
-    torch.testing.assert_close(found["relu"], expected, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(found["relu"], expected / 16, atol=1e-6, rtol=1e-3)
 
 
 def test_the_result_keeps_its_accuracy_where_a_random_mask_does_not(trained, digits, make_job, fabric):

@@ -16,7 +16,7 @@ sites that do not earn their fixed price are emptied whole.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from reluctant.mask import Mask
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.methods.base import MaskMethod
 from reluctant.prices import Prices, SitePrice
-from reluctant.sites import evaluating
+from reluctant.probing import probe
 from reluctant.surrogates import Reciprocal, Surrogate
 from reluctant.task import Job
 from reluctant.training import set_rate
@@ -64,27 +64,6 @@ class Scored(nn.Module):
     def forward(self, z: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         m = Straight.apply(self.score, self.keep)  # type: ignore[no-untyped-call]
         y: Tensor = BlendedReLU.apply(z, m, *self.activation.terms())  # type: ignore[no-untyped-call]
-        return y
-
-
-class Stakes(nn.Module):
-    """ReLU that adds up, element by element, the square of gradient times gap to the surrogate."""
-
-    def __init__(self, activation: MaskedActivation) -> None:
-        super().__init__()
-        self.activation = activation
-        self.total = torch.zeros(activation.site.shape, device=activation.keep.device)
-
-    def forward(self, z: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        y = z.relu()
-        with torch.no_grad():
-            c0, c1, c2 = self.activation.coefficients()
-            gap = y - (c0 + c1 * z + c2 * z * z)
-
-        def add(gradient: Tensor) -> None:
-            self.total += (gradient * gap).float().square().sum(0)
-
-        y.register_hook(add)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -154,28 +133,16 @@ class Ebb(MaskMethod):
             return Mask.top({name: gate.score for name, gate in gates.items()}, job.prices, job.limit)
 
     def stakes(self, model: MaskedModel, job: Job) -> dict[str, Float[Tensor, "..."]]:
-        """Return E[(g d)^2] at every ReLU of the dense network over its first images, un-augmented."""
-        train, seen = job.train.to(job.fabric.device), 0
-        model.to(job.fabric.device)
-        if model.constants():
-            model.start_surrogates(train.inputs(slice(self.batch)))
-        with evaluating(model), model.gates(Stakes) as stakes:
-            for images, labels in train.batches(self.batch):
-                loss = F.cross_entropy(logits(model(images.requires_grad_() * 1)), labels, reduction="sum")
-                loss.backward()  # type: ignore[no-untyped-call]
-                seen += len(labels)
-                job.progress("ebb", min(seen, self.images), min(self.images, len(train)))
-                if seen >= self.images:
-                    break
-            model.zero_grad(set_to_none=True)
-            return {name: stake.total.cpu() for name, stake in stakes.items()}
+        """Return E[(g d)^2] at every ReLU of the dense network."""
+        sizes = {"images": self.images, "batch": self.batch}
+        return probe(model, job, lambda gradient, gap: (gradient * gap).float().square(), **sizes, stage="ebb")
 
     def _optimizers(self, model: MaskedModel, scores: list[nn.Parameter], steps: int) -> list[torch.optim.Optimizer]:
         chosen = {id(score) for score in scores}
         constants = [p for p in model.constants() if id(p) not in chosen]
         chosen |= {id(constant) for constant in constants}
         weights = [p for p in model.parameters() if id(p) not in chosen]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in weights if p.dim() > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in weights if p.dim() <= 1]},
             {"params": constants, "factor": self.surrogate_lr},
@@ -216,7 +183,7 @@ def keep_best(gates: dict[str, Scored], prices: Prices, limit: float, index: int
         flat = torch.cat([gate.score.flatten() for gate in gates.values()])
         best = flat.topk(min(len(flat), max(0, int((limit - prices.floor) / first.relu + 1e-9)))).indices
         keep = torch.zeros_like(flat).index_fill_(0, best, 1.0)
-        for gate, part in zip(gates.values(), keep.split([g.keep.numel() for g in gates.values()]), strict=True):
+        for gate, part in zip(gates.values(), torch.split(keep, [g.keep.numel() for g in gates.values()]), strict=True):
             gate.keep.copy_(part.view_as(gate.keep))
     elif index % 20 == 0:
         mask = Mask.top({name: gate.score for name, gate in gates.items()}, prices, limit)
