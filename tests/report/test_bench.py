@@ -184,6 +184,20 @@ def test_files_of_one_method_are_each_for_their_budget(folder, run, page):
             (place / "taylor.toml").rename(place / "taylor-10%.toml")
 
 
+def test_tracks_meet_in_predicted_megabytes(run, page):
+    def price(size: int) -> dict[str, Any]:
+        parts = dict.fromkeys(("messages", "comparison_bytes", "surrogate_bytes", "linear_bytes", "pooling_bytes"), 0)
+        return {"engine": "cheetah", "bytes": size, **parts}
+
+    records = [run("snl", 0.5, seed, predicted=price(size)) for seed, size in enumerate((2_000_000, 4_000_000))]
+    records += [run("autorep", 0.6, predicted=price(9_120_000)), run("dense", predicted=price(12_000_000))]
+    text = part(page(records), "Where the tracks meet")
+    assert rows(text)["snl"] == ["free", "3.00", "–"]
+    assert rows(text)["autorep"] == ["polynomial", "9.12", "–"]
+    assert rows(text)["taylor"] == ["free", "–", "–"]
+    assert "The dense network: 12.00." in text
+
+
 def test_grids_without_a_folder_are_left_out(folder):
     assert [bench.grid for bench in read_benches(folder, [], [GRID, Grid("other", "Other", "other")])] == [GRID]
 

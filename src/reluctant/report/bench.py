@@ -195,7 +195,7 @@ def _sd(values: Iterable[float]) -> float | None:
 
 def _range(values: Sequence[int]) -> str:
     low, high = min(values, default=0), max(values, default=0)
-    return "–" if not values else str(low) if low == high else f"{low}–{high}"
+    return "–" if not values else f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
 def _percent(budget: str) -> str:

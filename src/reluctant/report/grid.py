@@ -79,9 +79,9 @@ class Entry:
 
     @property
     def predicted(self) -> float | None:
-        """Bytes an image that CHEETAH is predicted to send, a mean; ``None`` unless every run has a prediction."""
-        found = [_predicted(run) for run in self.runs.values()]
-        return mean(size for size in found if size is not None) if found and None not in found else None
+        """Bytes an image that CHEETAH is predicted to send, a mean over the runs whose records say so."""
+        found = [run.head.predicted["bytes"] for run in self.runs.values() if run.head.predicted]
+        return mean(found) if found else None
 
     @property
     def made(self) -> list[Record]:
@@ -165,14 +165,6 @@ def _entry(recipe: Recipe, grid: Grid, records: Sequence[Record]) -> Entry:
     failed = {record.seed: record for record in own if record.status == "failed" and record.seed not in runs}
     seeds = range(recipe.seed, recipe.seed + grid.seeds)
     return Entry(dict(sorted(runs.items())), failed, tuple(s for s in seeds if s not in runs and s not in failed))
-
-
-def _predicted(run: Network) -> float | None:
-    for record in reversed(run.records):
-        predicted = getattr(record, "predicted", None)
-        if predicted:
-            return float(predicted["bytes"])
-    return None
 
 
 def is_floor(method: Method) -> bool:
