@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reluctant.distillation import Teacher, distillation
+from reluctant.distillation import Teacher, distillation, teaching
 from reluctant.errors import Paused
 from reluctant.loop import Loop
+from reluctant.models import load_model
 from reluctant.progress import TimeLimit
 from reluctant.training import Training, fit
 
@@ -113,3 +114,34 @@ def test_students_of_kept_scores_learn_as_well(trained, few_digits, fabric, tmp_
     fitted = fit(trained, task, Training(epochs=4, batch=64), teacher=trained, fabric=fabric, directory=tmp_path)
     assert len(list(tmp_path.glob("teacher-*.state"))) == 2
     assert fitted.state_dict().keys() == trained.state_dict().keys()
+
+
+def test_images_that_do_not_count_are_zero_in_the_mean():
+    student, teacher = torch.randn(4, 7), torch.randn(4, 7)
+    each = torch.stack([distillation(student[i : i + 1], teacher[i : i + 1], 4.0) for i in range(4)])
+    counted = torch.tensor([True, False, True, False])
+    torch.testing.assert_close(distillation(student, teacher, 4.0, counted), each[counted].sum() / 4)
+    torch.testing.assert_close(distillation(student, teacher, 4.0, ~counted & counted), torch.tensor(0.0))
+
+
+def test_a_teacher_may_be_heard_only_where_it_is_right(loop, tiny, few_digits):
+    begun = loop(views=0, epochs=1)
+    step = next(iter(begun))
+    output = torch.randn(128, 10)
+    scores = Teacher(tiny, begun)(step)
+    right = scores.argmax(1) == step.labels
+    assert 0 < int(right.sum()) < 128
+    with teaching(tiny, tiny, begun, temperature=4.0, distil=2.0, only_right=True) as lesson:
+        torch.testing.assert_close(lesson(step, output), 2 * distillation(output, scores, 4.0, right))
+
+
+def test_without_labels_a_student_still_learns_its_teachers_answers(trained, few_digits, fabric):
+    torch.manual_seed(1)
+    student = load_model("resnet8:width=4", task=few_digits)
+    settings = Training(epochs=30, lr=0.05, batch=64, labels=0.0, temperature=1.0)
+    wrong = replace(few_digits, train=replace(few_digits.train, labels=(few_digits.train.labels + 1) % 10))
+    taught = fit(student, wrong, settings, teacher=trained, fabric=fabric)
+    images = few_digits.train.inputs(slice(None))
+    with torch.no_grad():
+        same = (taught.eval()(images).argmax(1) == trained.eval()(images).argmax(1)).float().mean()
+    assert float(same) > 0.6

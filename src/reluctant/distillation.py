@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from reluctant.features import attention_gap, stage_ends, watching
@@ -85,10 +85,22 @@ class Teacher:
             write_state(path, {"about": about, "scores": torch.cat(parts)})
 
 
-def distillation(student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], temperature: float) -> Float[Tensor, ""]:
-    """Return ``T^2 KL(teacher || student)`` at temperature T, the mean over the batch (Hinton et al., 2015)."""
+def distillation(
+    student: Float[Tensor, "B K"],
+    teacher: Float[Tensor, "B K"],
+    temperature: float,
+    counted: Bool[Tensor, "B"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return ``T^2 KL(teacher || student)`` at temperature T, the mean over the batch (Hinton et al., 2015).
+
+    Args:
+        counted: images that count, others being zero in the mean; all if not given.
+    """
     soft = F.log_softmax(student / temperature, 1)
-    return temperature**2 * F.kl_div(soft, F.softmax(teacher / temperature, 1), reduction="batchmean")
+    if counted is None:
+        return temperature**2 * F.kl_div(soft, F.softmax(teacher / temperature, 1), reduction="batchmean")
+    each = F.kl_div(soft, F.softmax(teacher / temperature, 1), reduction="none").sum(1)
+    return temperature**2 * (each * counted).mean()
 
 
 class FeatureTeacher:
@@ -118,18 +130,31 @@ Lesson = Callable[[Step, Float[Tensor, "B K"]], Tensor]
 
 @contextmanager
 def teaching(
-    teacher: nn.Module, student: nn.Module, loop: Loop, *, temperature: float, distil: float, attention: float = 0.0
+    teacher: nn.Module,
+    student: nn.Module,
+    loop: Loop,
+    *,
+    temperature: float,
+    distil: float,
+    attention: float = 0.0,
+    only_right: bool = False,
 ) -> Iterator[Lesson]:
     """Teach ``student`` while inside.
 
     Args:
         distil: weight of :func:`distillation` at ``temperature``.
+        only_right: of those images alone that the teacher gets right.
         attention: weight of :func:`reluctant.features.attention_gap` at the ends of the stages. Above zero it needs a
             masked student, and a pass of the teacher for each step.
     """
+
+    def from_scores(step: Step, output: Tensor, target: Tensor) -> Tensor:
+        right = target.argmax(1) == step.labels if only_right else None
+        return distil * distillation(output, target, temperature, right)
+
     if not attention or not isinstance(student, MaskedModel):
         scores = Teacher(teacher, loop)
-        yield lambda step, output: distil * distillation(output, scores(step), temperature)
+        yield lambda step, output: from_scores(step, output, scores(step))
         return
     ends = stage_ends(student.sites)
     features = FeatureTeacher(teacher, student.sites, ends, loop)
@@ -137,6 +162,6 @@ def teaching(
 
         def lesson(step: Step, output: Tensor) -> Tensor:
             target, theirs = features(step)
-            return distil * distillation(output, target, temperature) + attention * attention_gap(seen, theirs)
+            return from_scores(step, output, target) + attention * attention_gap(seen, theirs)
 
         yield lesson

@@ -150,7 +150,7 @@ class MaskedModel(nn.Module):
     @property
     def mask(self) -> Mask:
         """What is kept now."""
-        return Mask({a.site.name: a.keep for a in self.masked()})
+        return Mask({a.site.name: a.keep.clone() for a in self.masked()})
 
     def masked(self) -> list[MaskedActivation]:
         """Return the site modules.

@@ -26,7 +26,7 @@ from reluctant.experiment import (
     linearize_checkpoint,
     train,
 )
-from reluctant.files import write_json
+from reluctant.files import UNFINISHED, write_json
 from reluctant.models import ModelSpec
 from reluctant.progress import Progress, Under, limit_of, silent
 from reluctant.provenance import as_if_typed, describe_device, without_folders
@@ -204,7 +204,11 @@ def open_folder(out: Path, machine: Machine) -> None:
     try:
         found = json.loads(noted.read_text())["format"]
     except FileNotFoundError:  # a new folder, or one from before this was noted
-        write_json(noted, {"format": FORMAT})
+        with _claimed(out) as mine:
+            if mine:  # otherwise another sweep is noting the same
+                for killed in out.glob(f".{NOTED}.*{UNFINISHED}"):
+                    killed.unlink(missing_ok=True)
+                write_json(noted, {"format": FORMAT})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"cannot read {noted}: {error!r}; choose another --out") from error
     else:

@@ -47,11 +47,14 @@ class Training:
         lr: peak learning rate.
         weight_decay: on weights of two dimensions and more; never on batch norm, biases or surrogates.
         warmup: share of the steps in which the rate rises from zero.
-        label_smoothing: of the cross-entropy.
+        labels: weight of the cross-entropy with the labels. 0 beside a teacher at temperature 1 learns from its class
+            scores alone (ReActNet's distributional loss, arXiv:2003.03488).
+        label_smoothing: of that cross-entropy.
         ema: decay a step of an average of the weights, which is then what is kept; 0 for none.
         clip: bound on the gradient's norm; 0 for none.
         temperature, distil: softmax temperature and weight of the teacher's term, where there is a teacher
             (T = 4 and 1 in SNL and AutoReP).
+        only_right: learn from the teacher's class scores only where it is right (MESS, arXiv:2106.03527).
         attention: weight of the gap between the attention maps of a masked network and its teacher's (SENet: 1,000).
         batch_norm_images: training images that the statistics of batch norm are taken from anew before the first step,
             for a network whose mask has just changed; 0 leaves them to the training.
@@ -63,17 +66,20 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 0.05
+    labels: float = 1.0
     label_smoothing: float = 0.0
     ema: float = 0.0
     clip: float = 0.0
     temperature: float = 4.0
     distil: float = 1.0
+    only_right: bool = False
     attention: float = 0.0
     batch_norm_images: int = 0
 
     def __post_init__(self) -> None:
         above_zero = ("epochs", "batch", "lr", "temperature")
-        for name, default in {setting.name: setting.default for setting in fields(self)}.items():
+        numbers = {setting.name: setting.default for setting in fields(self) if not isinstance(setting.default, bool)}
+        for name, default in numbers.items():
             zero, whole = name not in above_zero, isinstance(default, int)
             check_number(getattr(self, name), f"training: {name}", whole=whole, zero=zero)
         for name in ("momentum", "warmup", "label_smoothing", "ema"):
@@ -237,7 +243,7 @@ def fit(
     )
     kept: dict[str, Any] = {"best": best} | ({} if average is None else {"average": average})
     network, optimizer = loop.setup(student, optimizer, **kept)
-    teach = {name: getattr(training, name) for name in ("temperature", "distil", "attention")}
+    teach = {name: getattr(training, name) for name in ("temperature", "distil", "attention", "only_right")}
     with nullcontext() if teacher is None else teaching(teacher, student, loop, **teach) as lesson:
         for step in loop:
             if training.batch_norm_images and not step.done:
@@ -245,7 +251,7 @@ def fit(
             network.train()
             set_rate(optimizer, training.lr * rate(step.done, training.warmup))
             output = logits(network(step.images))
-            loss = F.cross_entropy(output, step.labels, label_smoothing=training.label_smoothing)
+            loss = training.labels * F.cross_entropy(output, step.labels, label_smoothing=training.label_smoothing)
             if lesson is not None:
                 loss = loss + lesson(step, output)
             loop.take(loss, optimizer, clip=(list(student.parameters()), training.clip) if training.clip else None)

@@ -112,3 +112,19 @@ def test_the_search_is_the_one_by_hand(tiny, trained, few_digits, make_job, tmp_
         torch.testing.assert_close(value, network.state_dict()[name], atol=1e-4, rtol=1e-4)
     lines = [json.loads(line) for line in (tmp_path / "search.metrics.jsonl").read_text().splitlines()]
     assert [(line["kept"], line["penalty"]) for line in lines] == noted
+
+
+def test_reweighting_presses_small_gates_harder_and_leaves_whole_ones():
+    alpha = torch.tensor([1.0, 0.1, -0.5], requires_grad=True)
+    SNL(reweight=0.1).size(alpha).backward()
+    torch.testing.assert_close(alpha.grad, torch.tensor([1.0, 1.1 / 0.2, -1.1 / 0.6]))
+    assert float(SNL().size(alpha.detach())) == pytest.approx(1.6)
+
+
+def test_a_gate_a_channel_keeps_channels_whole(trained, few_digits, fabric):
+    from reluctant.linearization import linearize
+
+    small = linearize(trained, SNL(granularity="channel", max_epochs=2, gate_lr=0.1), "30%", few_digits, fabric=fabric)
+    for keep in small.mask.values():
+        assert torch.equal(keep.flatten(1).any(1), keep.flatten(1).all(1))
+    assert 0.28 < small.mask.kept / small.mask.total <= 0.3

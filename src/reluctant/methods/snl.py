@@ -54,6 +54,9 @@ class SNL(MaskMethod):
         growth: factor on the penalty after an epoch that set no new low of the count.
         patience: epochs before the first growth.
         threshold: a gate above it counts as a kept ReLU; signed, so a negative gate is a dropped one.
+        reweight: above zero, each gate's penalty is multiplied by (1 + reweight) / (|alpha| + reweight), so that small
+            gates are pressed harder; one step of the reweighting that solves the gated-ReLU kernel problem ("Fixing the
+            NTK", arXiv:2309.15096). Not in SNL.
         granularity: ``pixel``, one gate a ReLU; ``channel``, one for all ReLUs of a channel; ``spatial``, one for a
             place in all channels.
         max_epochs: give up and project after so many.
@@ -61,7 +64,7 @@ class SNL(MaskMethod):
     """
 
     name: ClassVar[str] = "snl"
-    may_be_zero: ClassVar[tuple[str, ...]] = ("penalty", "patience", "threshold", "distil")
+    may_be_zero: ClassVar[tuple[str, ...]] = ("penalty", "patience", "threshold", "reweight", "distil")
 
     lr: float = 1e-3  # released code, as is all that follows
     gate_lr: float = 1e-3
@@ -69,6 +72,7 @@ class SNL(MaskMethod):
     growth: float = 1.1
     patience: int = 5
     threshold: float = 1e-2
+    reweight: float = 0.0
     max_epochs: int = 2000
     batch: int = 128
     temperature: float = 4.0
@@ -89,6 +93,12 @@ class SNL(MaskMethod):
         if above > 0:
             log.warning("snl: %d more gates were above %g than the budget allows when it ended", above, self.threshold)
         return mask
+
+    def size(self, alpha: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+        """Return the sum of absolute gates, reweighted if asked for."""
+        if not self.reweight:
+            return alpha.abs().sum()
+        return (alpha.abs() * ((1 + self.reweight) / (alpha.detach().abs() + self.reweight))).sum()
 
     def kept(self, alphas: dict[str, Tensor]) -> int:
         """Return how many gates count as kept ReLUs."""
@@ -112,7 +122,7 @@ class SNL(MaskMethod):
             target = teacher(step)
             output = logits(network(step.images))
             loss = F.cross_entropy(output, step.labels) + self.distil * distillation(output, target, self.temperature)
-            size = torch.stack([gate.relus * gate.alpha.abs().sum() for gate in gates.values()]).sum()
+            size = torch.stack([gate.relus * self.size(gate.alpha) for gate in gates.values()]).sum()
             loop.take(loss + state["penalty"] * size, optimizer)
             if step.last:
                 by_site = {name: self.kept({name: gate.alpha}) * gate.relus for name, gate in gates.items()}
