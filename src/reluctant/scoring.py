@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 from reluctant.distillation import logits
+from reluctant.markers import Marker
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.sites import evaluating
 from reluctant.task import Split
@@ -35,27 +36,6 @@ log = logging.getLogger(__name__)
 
 #: What a candidate keeps at the sites that it changes.
 Change = Mapping[str, Bool[Tensor, "..."]]
-
-
-@torch.library.custom_op("reluctant::branch", mutates_args=())
-def _branch(z: Tensor, index: int) -> Tensor:
-    """Stand for the activation of site number ``index`` in a traced graph."""
-    return z.clone()
-
-
-@_branch.register_fake
-def _branch_shape(z: Tensor, index: int) -> Tensor:
-    return torch.empty_like(z)
-
-
-class _Marker(nn.Module):
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        self.index = index
-
-    def forward(self, z: Tensor) -> Tensor:
-        output: Tensor = _branch(z, self.index)
-        return output
 
 
 @contextmanager
@@ -89,7 +69,7 @@ class Branching:
         self.activations: list[MaskedActivation] = model.masked()
         self.batch = len(images)
         index = {activation.site.name: number for number, activation in enumerate(self.activations)}
-        with evaluating(model), model.gates(lambda a: _Marker(index[a.site.name])), torch.no_grad(), fabric.autocast():
+        with evaluating(model), model.gates(lambda a: Marker(index[a.site.name])), torch.no_grad(), fabric.autocast():
             # The clone is for networks that overwrite their input.
             pure = torch.func.functionalize(lambda images: logits(model(images.clone())))
             self.graph: GraphModule = make_fx(pure)(images)
@@ -160,13 +140,13 @@ class Branching:
 
 
 def _is_branch(node: Node) -> bool:
-    return node.target is torch.ops.reluctant.branch.default
+    return node.target is torch.ops.reluctant.site.default
 
 
 def _number(node: Node) -> int:
     """Return the number of the site that the branch ``node`` stands for."""
     number = node.args[1]
-    assert isinstance(number, int), "_branch is called with a number"
+    assert isinstance(number, int), "a marker is made with a number"
     return number
 
 

@@ -224,9 +224,8 @@ def fit(
     check_network(model, task)
     student = copied(model).to(fabric.device)
     torch.manual_seed(seed)
-    optimizer = torch.optim.SGD(
-        parameter_groups(student, training.weight_decay), training.lr, training.momentum, nesterov=training.momentum > 0
-    )
+    groups = parameter_groups(student, training.weight_decay)
+    optimizer = torch.optim.SGD(groups, training.lr, training.momentum, nesterov=training.momentum > 0)
     average = _average(student, training.ema) if training.ema else None
     best = Counters(accuracy=-1.0, weights={})
     loop = Loop(
@@ -258,12 +257,8 @@ def fit(
             if average is not None:
                 average.update_parameters(student)
             if step.last:
-                kept_model = student if average is None else average.module
-                accuracy = share_correct(kept_model, task.val, fabric)
+                accuracy = _keep_if_best(best, student if average is None else average.module, task.val, fabric)
                 loop.note(epoch=step.epoch + 1, loss=float(loss.detach()), val=accuracy)
-                if accuracy >= best["accuracy"]:
-                    weights = {name: tensor.detach().clone() for name, tensor in kept_model.state_dict().items()}
-                    best.update(accuracy=accuracy, weights=weights)
     student.load_state_dict(best["weights"])
     student.zero_grad(set_to_none=True)
     return student.to("cpu").eval()
@@ -293,6 +288,15 @@ def reestimate_batch_norm(
             model(split.inputs(chosen))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def _keep_if_best(best: Counters, model: nn.Module, val: Split, fabric: "Fabric") -> float:
+    """Put the weights of ``model`` into ``best`` if none did better on ``val``, and return its accuracy there."""
+    accuracy = share_correct(model, val, fabric)
+    if accuracy >= best["accuracy"]:
+        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        best.update(accuracy=accuracy, weights=weights)
+    return accuracy
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:

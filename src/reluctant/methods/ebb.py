@@ -158,7 +158,7 @@ class Ebb(MaskMethod):
         network, sgd, adam = loop.setup(model, *self._optimizers(model, scores, steps))
         clipped = [p for group in sgd.param_groups for p in group["params"]]
         last = math.acos(2 * self.lr_end - 1) / math.pi
-        teach = {"temperature": self.temperature, "distil": self.distil, "attention": self.attention}
+        teach: dict[str, Any] = {"temperature": self.temperature, "distil": self.distil, "attention": self.attention}
         with teaching(job.teacher, model, loop, **teach) as lesson:
             for step in loop:
                 network.train()

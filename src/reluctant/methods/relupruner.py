@@ -20,7 +20,7 @@ released code.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -199,7 +199,7 @@ class ReLUPruner(MaskMethod):
         groups = parameter_groups(model, self.weight_decay)
         network, optimizer = loop.setup(model, torch.optim.SGD(groups, self.lr, 0.9))
         clip = (list(model.parameters()), self.clip) if self.clip else None
-        teach = {"temperature": self.temperature, "distil": self.distil, "attention": self.attention}
+        teach: dict[str, Any] = {"temperature": self.temperature, "distil": self.distil, "attention": self.attention}
         with teaching(job.teacher, model, loop, **teach) as lesson:
             for step in loop:
                 network.train()

@@ -5,36 +5,15 @@ import traceback
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from reluctant.errors import ReluctantError, UnsupportedOperation
+from reluctant.markers import Marker
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.program.conversion import BATCH
 
 _OWN = (Path(torch.__file__).parent, Path(__file__).parent.parent)
-
-
-@torch.library.custom_op("reluctant::site", mutates_args=())
-def _site(z: Tensor, index: int) -> Tensor:
-    """Stand for the activation of site number ``index`` in a traced graph."""
-    return z.clone()
-
-
-@_site.register_fake
-def _site_shape(z: Tensor, index: int) -> Tensor:
-    return torch.empty_like(z)
-
-
-class _Marker(nn.Module):
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        self.index = index
-
-    def forward(self, z: Tensor) -> Tensor:
-        output: Tensor = _site(z, self.index)
-        return output
 
 
 def trace(masked: MaskedModel) -> tuple[GraphModule, list[MaskedActivation]]:
@@ -50,7 +29,7 @@ def trace(masked: MaskedModel) -> tuple[GraphModule, list[MaskedActivation]]:
     index = {activation.site.name: number for number, activation in enumerate(activations)}
     example = torch.zeros(BATCH, *model.sites.input_shape)
     try:
-        with model.gates(lambda a: _Marker(index[a.site.name])), torch.no_grad():
+        with model.gates(lambda a: Marker(index[a.site.name])), torch.no_grad():
             # The clone is for networks that overwrite their input, which would be an effect of the graph.
             pure = torch.func.functionalize(lambda images: model(images.clone()))
             graph = make_fx(pure, record_stack_traces=True)(example)
