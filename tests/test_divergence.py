@@ -100,7 +100,8 @@ def test_a_search_at_an_absurd_rate_ends_so(masked, few_digits, make_job, tmp_pa
 
 
 def test_a_training_that_goes_well_is_not_stopped(trained, few_digits, fabric):
-    fit(trained, few_digits, Training(epochs=2, batch=128, lr=0.01), fabric=fabric)
+    fitted = fit(trained, few_digits, Training(epochs=2, batch=128, lr=0.01), fabric=fabric)
+    assert all(torch.isfinite(tensor).all() for tensor in fitted.state_dict().values())
 
 
 def test_in_a_sweep_it_is_a_failed_point_and_the_others_go_on(tmp_path):
