@@ -132,7 +132,7 @@ def test_a_teacher_may_be_heard_only_where_it_is_right(loop, tiny, few_digits):
     right = scores.argmax(1) == step.labels
     assert 0 < int(right.sum()) < 128
     with teaching(tiny, tiny, begun, temperature=4.0, distil=2.0, only_right=True) as lesson:
-        torch.testing.assert_close(lesson(step, output), 2 * distillation(output, scores, 4.0, right))
+        torch.testing.assert_close(lesson(step)(output), 2 * distillation(output, scores, 4.0, right))
 
 
 def test_without_labels_a_student_still_learns_its_teachers_answers(trained, few_digits, fabric):

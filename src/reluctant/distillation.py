@@ -124,8 +124,9 @@ class FeatureTeacher:
         return scores, seen
 
 
-#: The loss to add to that of the labels, given a step and the student's class scores for it.
-Lesson = Callable[[Step, Float[Tensor, "B K"]], Tensor]
+#: Asks the teacher about a step, before the student's own pass: so what the teacher computes on the way is gone before
+#: what the student must remember is there. What it returns makes of the student's class scores the loss to add.
+Lesson = Callable[[Step], Callable[[Float[Tensor, "B K"]], Tensor]]
 
 
 @contextmanager
@@ -148,20 +149,21 @@ def teaching(
             masked student, and a pass of the teacher for each step.
     """
 
-    def from_scores(step: Step, output: Tensor, target: Tensor) -> Tensor:
+    def from_scores(step: Step, target: Tensor) -> Callable[[Tensor], Tensor]:
         right = target.argmax(1) == step.labels if only_right else None
-        return distil * distillation(output, target, temperature, right)
+        return lambda output: distil * distillation(output, target, temperature, right)
 
     if not attention or not isinstance(student, MaskedModel):
         scores = Teacher(teacher, loop)
-        yield lambda step, output: from_scores(step, output, scores(step))
+        yield lambda step: from_scores(step, scores(step))
         return
     ends = stage_ends(student.sites)
     features = FeatureTeacher(teacher, student.sites, ends, loop)
     with watching(student, ends) as seen:
 
-        def lesson(step: Step, output: Tensor) -> Tensor:
+        def lesson(step: Step) -> Callable[[Tensor], Tensor]:
             target, theirs = features(step)
-            return from_scores(step, output, target) + attention * attention_gap(seen, theirs)
+            answers = from_scores(step, target)
+            return lambda output: answers(output) + attention * attention_gap(seen, theirs)
 
         yield lesson

@@ -249,10 +249,11 @@ def fit(
                 reestimate_batch_norm(student, task.train, fabric, training.batch_norm_images)
             network.train()
             set_rate(optimizer, training.lr * rate(step.done, training.warmup))
+            taught = None if lesson is None else lesson(step)
             output = logits(network(step.images))
             loss = training.labels * F.cross_entropy(output, step.labels, label_smoothing=training.label_smoothing)
-            if lesson is not None:
-                loss = loss + lesson(step, output)
+            if taught is not None:
+                loss = loss + taught(output)
             loop.take(loss, optimizer, clip=(list(student.parameters()), training.clip) if training.clip else None)
             if average is not None:
                 average.update_parameters(student)

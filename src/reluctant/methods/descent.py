@@ -261,8 +261,9 @@ class Descent(MaskMethod):
                 if state["left"]:
                     network.train()
                     set_rate(optimizer, self.lr * (1 + math.cos(math.pi * (1 - state["left"] / length))) / 2)
+                    taught = lesson(step)
                     output = logits(network(step.images))
-                    loop.take(F.cross_entropy(output, step.labels) + lesson(step, output), optimizer)
+                    loop.take(F.cross_entropy(output, step.labels) + taught(output), optimizer)
                     state["left"], state["taken"] = state["left"] - 1, state["taken"] + 1
                 if not state["left"]:
                     kept = model.mask.by_site()

@@ -164,8 +164,9 @@ class Ebb(MaskMethod):
                 network.train()
                 set_rate(sgd, self.lr * min(1.0, 20 * step.done) * (1 + math.cos(math.pi * last * step.done)) / 2)
                 keep_best(gates, job.prices, self.budget(step.done, full, job.limit), step.index)
+                taught = lesson(step)
                 output = logits(network(step.images))
-                loss = F.cross_entropy(output, step.labels) + lesson(step, output)
+                loss = F.cross_entropy(output, step.labels) + taught(output)
                 loop.take(loss, sgd, adam, clip=(clipped, self.clip))
                 if step.last:
                     kept = int(torch.stack([gate.keep.sum() for gate in gates.values()]).sum())

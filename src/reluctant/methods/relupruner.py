@@ -203,8 +203,9 @@ class ReLUPruner(MaskMethod):
         with teaching(job.teacher, model, loop, **teach) as lesson:
             for step in loop:
                 network.train()
+                taught = lesson(step)
                 output = logits(network(step.images))
-                loss = self.labels * F.cross_entropy(output, step.labels) + lesson(step, output)
+                loss = self.labels * F.cross_entropy(output, step.labels) + taught(output)
                 loop.take(loss, optimizer, clip=clip)
                 weigh(list(gates.values()), self.depth)
                 taken, fallen = step.epoch * steps + step.index + 1, self.fallen(step.done)
