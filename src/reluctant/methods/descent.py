@@ -302,8 +302,7 @@ class Descent(MaskMethod):
 def harms(scorer: Scorer) -> dict[str, Float[Tensor, "..."]]:
     """Return by site how much the loss over all images rises, to first order, if a ReLU there goes.
 
-    With its sign: the sum of magnitudes tells which blocks change little, hardly which cost few right answers (rank
-    correlation 0.07 against 0.59 with the loss of right answers, over 100 blocks of ``benchmarks/descent.py``).
+    With its sign: the sum of magnitudes tells which blocks change little, hardly which cost few right answers.
     """
     model = scorer.model
     with evaluating(model), model.gates(Harm) as gates:
