@@ -9,7 +9,7 @@ from fractions import Fraction
 from reluctant.errors import BudgetError
 from reluctant.prices import Prices
 from reluctant.sites import Sites
-from reluctant.units import Quantity, parse_quantity
+from reluctant.units import Quantity, format_quantity, parse_quantity
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,18 @@ class Budget:
         else:
             raise BudgetError(
                 f"budget {self.text} is in {self.quantity.unit}, but the price list counts {prices.unit}: "
-                "give ReLUs (50k) or a share of them (10%)"
+                "give a list in the budget's own unit (reluctant.costs.pricing.price_list)"
             )
         if limit >= full:
             what = f"{sites.total:,} ReLUs of this model ({len(sites)} sites)"
-            raise BudgetError(f"budget {self.text} reaches all {what}; nothing to linearize: give less")
+            cost = "" if prices.unit == "relus" else f", which cost {format_quantity(full, prices.unit)}"
+            raise BudgetError(f"budget {self.text} reaches all {what}{cost}; nothing to linearize: give less")
+        if limit <= prices.floor and prices.floor:
+            needed = format_quantity(prices.floor, prices.unit)
+            raise BudgetError(
+                f"budget {self.text} is under the {needed} that this network costs without any ReLU; give more, take a "
+                f"smaller network{' or a faster link' if prices.unit == 'seconds' else ''}"
+            )
         if limit < 1 and prices.unit == "relus":
             raise BudgetError(f"budget {self.text} is under one of the {sites.total:,} ReLUs of this model; give more")
         return limit

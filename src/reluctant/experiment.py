@@ -24,6 +24,9 @@ from reluctant.checkpoints import (
 )
 from reluctant.costs.counting import count
 from reluctant.costs.model import CostModel
+from reluctant.costs.money import Tariff
+from reluctant.costs.networks import parse_network
+from reluctant.costs.pricing import price_list
 from reluctant.data import load_task, task_shape
 from reluctant.engines.base import EngineRun
 from reluctant.engines.parties import Place, query, serve
@@ -32,8 +35,8 @@ from reluctant.errors import UnsupportedOperation, UsageError
 from reluctant.files import UNFINISHED, write_json
 from reluctant.linearization import linearize
 from reluctant.loop import is_late, read_state, write_state
+from reluctant.masked import attach
 from reluctant.models import ModelSpec
-from reluctant.prices import Prices
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
 from reluctant.progress import Progress, limit_of, silent
@@ -58,11 +61,12 @@ SELECTION = "best epoch on a held-out tenth of the training set; test split read
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the data lies and what to compute on."""
+    """Where the data lies, what to compute on, and the table of what secure work costs, if it is not the usual one."""
 
     data: Path | None = None
     download: bool = False
     device: str = "auto"
+    prices: Path | None = None
 
     def task(self, name: str) -> Task:
         """Return the task called ``name``, its data read from where it lies."""
@@ -88,16 +92,27 @@ def open_model(name: str, task: str | None = None, machine: Machine | None = Non
     return Checkpoint(spec.build(classes, shape[0]).eval(), None, Origin(str(spec), task or "digits", classes, shape))
 
 
-def count_cost(checkpoint: Checkpoint, engine: str = "cheetah") -> dict[str, Any]:
+def count_cost(
+    checkpoint: Checkpoint,
+    engine: str = "cheetah",
+    network: str = "loopback",
+    table: Path | None = None,
+    tariff: Tariff | None = None,
+) -> dict[str, Any]:
     """Return what one inference with one image computes: comparisons, surrogate operations, multiply-adds.
 
-    What it would send under ``engine`` stands under ``predicted``; ``None`` for a network that no secure program
-    computes.
+    And what it would cost under ``engine`` over ``network``: the keys of :meth:`Prediction.to_json`, and ``dollars``
+    for 1,000 images. Without them for a network that no secure program computes.
+
+    Args:
+        table: of prices, see :meth:`CostModel.load`.
+        tariff: what machines and traffic cost.
 
     Raises:
         UnknownName: no table of prices for that engine.
+        UsageError: no such link or table.
     """
-    prices = CostModel.load(engine)
+    prices, link = CostModel.load(engine, table), parse_network(network)
     masked = as_masked(checkpoint.model, checkpoint.example)
     counted = count(checkpoint.dense, masked.sites, checkpoint.example).to_json()
     mask, operations = masked.mask, masked.surrogate.operations
@@ -115,10 +130,12 @@ def count_cost(checkpoint: Checkpoint, engine: str = "cheetah") -> dict[str, Any
         "biases": dropped * operations.count("add"),
     }
     try:
-        counted["predicted"] = prices.predict(lower(masked)).to_json()
+        found = prices.predict(lower(masked), network=link)
     except UnsupportedOperation:
-        counted["predicted"] = None
-    return counted
+        return counted
+    tariff = tariff or Tariff()
+    dollars = {"dollars": tariff.dollars(found.bytes, found.seconds), "tariff": tariff.to_json()}
+    return counted | found.to_json() | dollars
 
 
 def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = silent) -> Record:
@@ -174,11 +191,12 @@ def linearize_checkpoint(
     _check_fits(given.origin, task, teacher)
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     sites = find_sites(given.dense, task.example)
-    Budget.parse(recipe.budget).resolve(sites, Prices.count(sites))  # refused before anything is written
+    budget = Budget.parse(recipe.budget)  # refused before anything is written
+    budget.resolve(sites, price_list(attach(given.dense, sites, recipe.method.surrogate), budget, machine.prices))
     _begin(out, {**public_recipe(recipe), "teacher": weights_digest(given.dense)})
     torch.manual_seed(recipe.seed)
     settings: dict[str, Any] = {"seed": recipe.seed, "fabric": fabric, "directory": out, "progress": progress}
-    small = linearize(given.dense, recipe.method, recipe.budget, task, **settings)
+    small = linearize(given.dense, recipe.method, budget, task, table=machine.prices, **settings)
     small = finetune(small, task, recipe.finetune, teacher=given.dense, **settings)
     val = _validate(small, task, recipe, fabric, progress)
     facts = {

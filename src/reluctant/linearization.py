@@ -7,16 +7,17 @@ import torch
 from torch import nn
 
 from reluctant.budget import Budget
+from reluctant.costs.pricing import price_list
 from reluctant.errors import BudgetError, SiteError
 from reluctant.loop import fingerprint, read_state, write_state
 from reluctant.mask import Mask
 from reluctant.masked import MaskedModel, attach
 from reluctant.methods.base import Method
-from reluctant.prices import Prices
 from reluctant.progress import Progress, silent
 from reluctant.sites import find_sites
 from reluctant.task import Job, Task
 from reluctant.training import check_network, make_fabric
+from reluctant.units import format_quantity
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -35,6 +36,7 @@ def linearize(
     seed: int = 0,
     fabric: "Fabric | None" = None,
     directory: Path | None = None,
+    table: Path | None = None,
     progress: Progress = silent,
 ) -> MaskedModel:
     """Return a copy of ``model`` that keeps at most ``budget`` of its ReLUs; ``model`` itself is not changed.
@@ -43,11 +45,13 @@ def linearize(
 
     Args:
         method: for instance ``SNL()``.
-        budget: ``"50k"``, ``"10%"`` or a number of ReLUs.
+        budget: ``"50k"``, ``"10%"`` or a number of ReLUs; ``"40MB@cheetah"`` or ``"2s@cheetah/wan"``, what one image is
+            predicted to cost after set-up.
+        table: of prices, from ``reluctant calibrate``; the one that comes with this package if not given.
         directory: keeps the state of an interrupted search, and its result; the same call then goes on from there.
 
     Raises:
-        BudgetError: the budget makes no sense for this model.
+        BudgetError: the budget makes no sense for this model and this surrogate.
         SiteError: the model's ReLUs cannot be found.
 
     Example::
@@ -59,8 +63,9 @@ def linearize(
     check_network(model, task)
     torch.manual_seed(seed)
     sites = find_sites(model, task.example)
-    prices = Prices.count(sites)
-    limit = Budget.parse(budget).resolve(sites, prices)
+    asked = Budget.parse(budget)
+    prices = price_list(attach(model, sites, method.surrogate), asked, table)
+    limit = asked.resolve(sites, prices)
     fabric = fabric or make_fabric(input_shape=task.input_shape)
     job = Job(
         train=task.train,
@@ -84,10 +89,11 @@ def linearize(
         if directory is not None and fabric.is_global_zero:
             masks = {name: small.mask[name] for name in sites}
             write_state(directory / FOUND, {"about": about, "state": small.state_dict(), "masks": masks})
-    small.made_by = {"method": method.to_json(), "budget": Budget.parse(budget).text}
+    small.made_by = {"method": method.to_json(), "budget": asked.text}
     cost = prices.cost(small.mask.by_site())
     if cost > limit:
-        raise BudgetError(f"method {method.name} kept {cost:,.0f} {prices.unit}, over its limit of {limit:,.0f}")
+        kept, most = format_quantity(cost, prices.unit), format_quantity(limit, prices.unit)
+        raise BudgetError(f"method {method.name} kept ReLUs for {kept}, over its limit of {most}")
     return small
 
 

@@ -144,6 +144,7 @@ def engine_costs(run: EngineRun) -> dict[str, Any]:
         "seconds": run.seconds,
         "setup_bytes": run.setup_bytes,
         "setup_seconds": run.setup_seconds,
+        "memory": run.memory,
         "by_site": [asdict(site) for site in run.by_site],
     }
 

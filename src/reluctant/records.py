@@ -86,7 +86,8 @@ class NetworkCost(TypedDict):
     """What private inference cost with one network: all images, both directions together, set-up apart.
 
     ``argmax_equal_twin`` counts the images whose answer is the one of the fixed-point twin, ``argmax_equal_float``
-    those whose answer is that of the network in float32.
+    those whose answer is that of the network in float32. ``memory`` is that of the party which needed most, 0 where it
+    was not measured.
     """
 
     images: int
@@ -100,6 +101,7 @@ class NetworkCost(TypedDict):
     seconds: float
     setup_bytes: int
     setup_seconds: float
+    memory: NotRequired[int]
     by_site: list[SiteCost]
 
 

@@ -135,6 +135,12 @@ def check_number(value: Any, where: str, *, whole: bool = False, zero: bool = Fa
         raise UsageError(f"{where} is {value!r}, expected a value {'of zero or more' if zero else 'above zero'}")
 
 
+def format_quantity(value: float, unit: str) -> str:
+    """Return ``value`` of ``relus``, ``bytes`` or ``seconds`` as a person would write it."""
+    formats = {"bytes": format_bytes, "seconds": format_seconds}
+    return formats[unit](value) if unit in formats else f"{value:,.0f} {unit}"
+
+
 def format_bytes(count: float) -> str:
     """Return ``count`` bytes in the decimal unit that fits: ``format_bytes(3_160_000) == '3.16 MB'``."""
     for unit in ("B", "kB", "MB"):

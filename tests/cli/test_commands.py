@@ -59,10 +59,32 @@ def test_cost_counts(cli):
     assert made["relus"]["kept"] == made["relus"]["total"] == 188_416
     assert made["macs"]["total"] == pytest.approx(40.8e6, rel=0.01)
     assert made["surrogates"]["squares"] == 0
-    predicted = made["predicted"]
-    assert predicted["bytes"] == pytest.approx(36_979_074, rel=0.02)  # a run with one image
-    assert (predicted["engine"], predicted["images"], len(predicted["by_site"])) == ("cheetah", 1, 19)
+    assert made["bytes"] == pytest.approx(36_979_074, rel=0.02)  # a run with one image
+    assert (made["engine"], made["network"], made["images"], len(made["by_site"])) == ("cheetah", "loopback", 1, 19)
+    assert made["online"] == {key: made[key] for key in ("bytes", "messages", "seconds")}
+    assert made["offline"]["bytes"] > 20e6
+    assert 1e9 < made["memory"] < 2e9
+    assert made["dollars"] == pytest.approx(0.09 * made["bytes"] / 1e6 + 2 * 0.17 * made["seconds"] / 3.6)
     assert cli("cost", "resnet20", "--engine", "twin").code == 2
+
+
+def test_cost_over_a_slow_link_takes_longer_and_what_is_paid_is_said(cli):
+    words = ("cost", "resnet8:width=8", "--task", "digits", "--json")
+    near, far = (json.loads(cli(*words, "--network", link).out) for link in ("loopback", "100mbps/40ms"))
+    assert (near["bytes"], near["messages"]) == (far["bytes"], far["messages"])
+    trips = far["seconds"] - near["seconds"] - 8 * far["bytes"] / 1e8
+    assert 2 < trips < 7  # seven comparisons of some eleven round trips of 40 ms each, and the products
+    free = json.loads(cli(*words, "--dollars-per-gb", "1", "--dollars-per-hour", "0").out)
+    assert free["dollars"] == pytest.approx(free["bytes"] / 1e6)
+    assert free["tariff"] == {"dollars_per_gb": 1.0, "dollars_per_hour": 0.0}
+
+
+def test_budget_in_bytes_is_kept_and_used(cli, teacher):
+    words = ("linearize", teacher, "--method", "random", "--budget", "4.95MB@cheetah", *QUICK, "--out", "s", "--json")
+    made = json.loads(cli(*words).out)
+    assert 4.9e6 < made["predicted"]["bytes"] <= 4.95e6
+    assert made["budget"] == "4.95MB@cheetah"
+    assert 0 < made["relus"]["kept"] < made["relus"]["total"]
 
 
 def test_cost_of_what_no_program_computes(cli):
@@ -71,7 +93,7 @@ def test_cost_of_what_no_program_computes(cli):
         "    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Softmax(1), nn.Flatten(), "
         "nn.Linear(144, classes))\n"
     )
-    assert json.loads(cli("cost", "net.py:net", "--json").out)["predicted"] is None
+    assert "bytes" not in json.loads(cli("cost", "net.py:net", "--json").out)
     assert "no prediction" in cli("cost", "net.py:net").out
 
 
@@ -98,7 +120,7 @@ def test_train_linearize_evaluate_report(cli):
 
     counted = json.loads(cli("cost", "s", "--json").out)
     assert (counted["relus"]["kept"], counted["surrogates"]["squares"]) == (230, 2074)
-    assert made["predicted"] == {key: counted["predicted"][key] for key in made["predicted"]}
+    assert made["predicted"] == {key: counted[key] for key in made["predicted"]}
     assert json.loads(cli("sites", "s", "--json").out)["total"] == 2304
 
     assert cli("evaluate", "t").code == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reluctant.costs import count
+from reluctant.costs.counting import count
 from reluctant.masked import attach
 from reluctant.models import MODELS
 from reluctant.sites import find_sites

@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from reluctant.cli.main import app, show
-from reluctant.cli.options import Data, Device, Download, Json, MaxSeconds, Out, RecipeFile, Seed, Settings, Small
+from reluctant.cli.options import (
+    Data,
+    Device,
+    Download,
+    Json,
+    MaxSeconds,
+    Out,
+    PriceTable,
+    RecipeFile,
+    Seed,
+    Settings,
+    Small,
+)
 from reluctant.cli.progress import shown
 from reluctant.methods import METHODS, USUAL
 
@@ -19,8 +31,15 @@ def linearize(
         str | None, typer.Option("--method", help=f"{', '.join(METHODS)}; {USUAL} if not given.", show_default=False)
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="ReLUs to keep: 50k, 12900, or a share, 10%.", show_default=False)
+        str | None,
+        typer.Option(
+            "--budget",
+            help="ReLUs to keep (50k, 12900), a share of them (10%), or what one image may cost after set-up: "
+            "30MB@cheetah, 2s@cheetah/wan.",
+            show_default=False,
+        ),
     ] = None,
+    prices: PriceTable = None,
     recipe: RecipeFile = None,
     settings: Settings = None,
     seed: Seed = None,
@@ -53,7 +72,7 @@ def linearize(
                 fixed={"task": origin.task, "model": origin.model},
             ),
             out,
-            Machine(data, download, device),
+            Machine(data, download, device, prices),
             progress=progress,
         )
     relus, val = record.relus, 100 * (record.accuracy["val"] or 0)

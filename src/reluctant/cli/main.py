@@ -61,7 +61,19 @@ def show(value: Any, line: str, as_json: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code: 0, 2 for bad input, 130 if interrupted."""
-    from reluctant.cli import cost, demo, evaluate, linearize, methods, report, run, sites, sweep, train  # noqa: F401
+    from reluctant.cli import (  # noqa: F401
+        calibrate,
+        cost,
+        demo,
+        evaluate,
+        linearize,
+        methods,
+        report,
+        run,
+        sites,
+        sweep,
+        train,
+    )
 
     try:
         app(args=arguments)

@@ -37,6 +37,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, as in finetune.epochs=10; may be repeated.", show_default=False),
 ]
+PriceTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--prices",
+        help="Table of what secure work costs, from `reluctant calibrate`; else the one that comes along.",
+        show_default=False,
+    ),
+]
 TaskName = Annotated[
     str | None,
     typer.Option("--task", help="digits, cifar10, cifar100, fashion-mnist, tiny-imagenet, folder:/path/to/images."),

@@ -1,5 +1,4 @@
-"""What networks consist of, and what that costs under a protocol."""
+"""What private inference costs: counted, priced by measured tables, and turned into the price list of a budget."""
 
-from reluctant.costs.counting import Count, count
-
-__all__ = ["Count", "count"]
+#: Engines with a table of prices.
+ENGINES = ("cheetah",)

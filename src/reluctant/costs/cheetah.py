@@ -2,7 +2,7 @@
 
 Paper: Huang, Lu, Hong, Ding. Cheetah: Lean and Fast Secure Two-Party Deep Neural Network Inference. USENIX Security
 2022; products as in Lu et al. BumbleBee, NDSS 2025 (interleaved packing). What is counted here is what SPU 0.9.5 makes
-of them in its 64-bit ring, read off its sources and checked by measurement (``benchmarks/prices.py``):
+of them in its 64-bit ring, read off its sources and checked by measurement (``reluctant calibrate``):
 
 * A matrix product is cut into tiles that fit into one polynomial each. One side is encrypted and sent, the answers
   are packed together and sent back, so a product costs whole ciphertexts.
@@ -10,10 +10,15 @@ of them in its 64-bit ring, read off its sources and checked by measurement (``b
   takes multiplication triples from a stock, which is filled by such polynomials.
 * Comparisons and truncations use oblivious transfers, in one stream for every :data:`STREAM` elements up to the
   processors there are; a stream fetches a stock of transfers when it has run out.
+
+Some units send nothing and only take time (:data:`COMPUTED`), others wait for the link (:data:`CALLS`).
 """
 
 import functools
+import math
+import operator
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,10 +39,28 @@ _RESIDUES = 4
 TRANSFERS_A_COMPARISON, _TRANSFERS_A_TRUNCATION, _FIRST_TRANSFERS = 80, 1, 1400
 
 #: Set-up multiplies so many pairs, and makes no fewer comparisons than that (``engines/preparation.py``).
-_TRIED_PRODUCTS, _TRIED_COMPARISONS = 8, 512
+_TRIED_PRODUCTS, TRIED_COMPARISONS = 8, 512
 
 #: How much of each unit some work needs; see the table for what a unit costs.
 Work = Counter[str]
+
+#: Calls wait for the link whatever their size is: their streams run side by side.
+CALLS = ("product call", "truncation call", "comparison call", "factor call", "transfer call", "result")
+
+#: Units that send nothing: products of polynomials, rotations that pack an answer, elements that are copied into the
+#: windows of a convolution or picked by a mask, and what an operation takes however small it is.
+COMPUTED = (
+    "polynomial product",
+    "rotation",
+    "window element",
+    "gathered element",
+    "product call",
+    "truncation call",
+    "comparison call",
+    "factor call",
+    "transfer call",
+    "step",
+)
 
 
 @dataclass(frozen=True)
@@ -48,11 +71,15 @@ class Tiles:
         sent: ciphertexts of the encrypted side.
         returned: ciphertexts of the answer.
         packed: whether those are packed; if not, they hold the answer's elements and zeros.
+        multiplied: products of polynomials.
+        rotations: that pack the answer.
     """
 
     sent: int
     returned: int
     packed: bool
+    multiplied: int
+    rotations: int
 
 
 @functools.lru_cache(maxsize=4096)
@@ -67,7 +94,8 @@ def tiles(rows: int, inner: int, columns: int) -> Tiles:
     else:
         blocks = _blocks(dims, _cheapest_tile(dims, packed=False))
         answers = blocks[0] * blocks[2]
-    return Tiles(min(blocks[0], blocks[2]) * blocks[1], answers, packed)
+    rotations = blocks[0] * blocks[2] if packed else 0
+    return Tiles(min(blocks[0], blocks[2]) * blocks[1], answers, packed, math.prod(blocks), rotations)
 
 
 def _blocks(dims: tuple[int, int, int], tile: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -130,7 +158,7 @@ class Stocks:
         stocks = cls(processors, capacity, [_FIRST_TRANSFERS] * processors)
         stocks.truncate(longest)
         if largest:
-            stocks.compare(max(largest, _TRIED_COMPARISONS))
+            stocks.compare(max(largest, TRIED_COMPARISONS))
         if squares:
             stocks.multiply(_TRIED_PRODUCTS)
         return stocks
@@ -147,13 +175,13 @@ class Stocks:
     def truncate(self, elements: int) -> Work:
         """What follows a product of fixed-point numbers, one with a public factor included."""
         shares = streams(elements, self.processors)
-        work = Work({"truncation": elements, "truncation stream": len(shares)})
+        work = Work({"truncation": elements, "truncation stream": len(shares), "truncation call": 1})
         return work + self._transfer(shares, _TRANSFERS_A_TRUNCATION)
 
     def compare(self, elements: int) -> Work:
         """A maximum of two shared values, or of one and zero."""
         shares = streams(elements, self.processors)
-        work = Work({"comparison": elements, "comparison stream": len(shares)})
+        work = Work({"comparison": elements, "comparison stream": len(shares), "comparison call": 1})
         return work + self._transfer(shares, TRANSFERS_A_COMPARISON)
 
     def _transfer(self, shares: list[int], each: int) -> Work:
@@ -163,7 +191,7 @@ class Stocks:
             while self.transfers[stream] < 0:
                 self.transfers[stream] += self.capacity
                 fetched += 1
-        return Work({"transfer stock": fetched})
+        return Work({"transfer stock": fetched, "transfer call": min(fetched, 1)})
 
     def scale(self, elements: int) -> Work:
         """A product with a private factor for each element, truncated."""
@@ -174,7 +202,7 @@ class Stocks:
         if elements >= _WITHOUT_TRIPLES:
             half = elements // 2
             pieces = -(-half // DEGREE) + -(-(elements - half) // DEGREE)
-            work = Work({"factor": 2 * _RESIDUES * pieces, "factor answer": _RESIDUES * pieces})
+            work = Work({"factor": 2 * _RESIDUES * pieces, "factor answer": _RESIDUES * pieces, "factor call": 1})
         else:
             work = Work({"opened pair": elements, "opening": 1})
             if self.triples < elements:
@@ -186,11 +214,28 @@ class Stocks:
 
 def _ciphertexts(rows: int, inner: int, columns: int) -> Work:
     found = tiles(rows, inner, columns)
+    work = Work({"encryption": found.sent, "polynomial product": found.multiplied, "product call": 1})
     if found.packed:
-        return Work({"encryption": found.sent, "answer": found.returned})
-    return Work({"encryption": found.sent, "sparse answer": found.returned, "sparse coefficient": rows * columns})
+        return work + Work({"answer": found.returned, "rotation": found.rotations})
+    return work + Work({"sparse answer": found.returned, "sparse coefficient": rows * columns})
 
 
 def _polynomials(elements: int) -> Work:
     pieces = _RESIDUES * -(-elements // DEGREE)
-    return Work({"factor": pieces, "factor answer": pieces})
+    return Work({"factor": pieces, "factor answer": pieces, "factor call": 1})
+
+
+def held_at_most(steps: Iterable[Work]) -> Work:
+    """Return the units that decide how much memory a party takes for ``steps``, one after the other.
+
+    Each parallel stream of oblivious transfers holds its buffers from its first use on; comparisons need them in both
+    directions. A step's products of polynomials, the answers that are still to be packed, and its comparisons are held
+    at once; only the largest count of each decides, since a process does not give memory back.
+
+    Args:
+        steps: the work of the set-up, and of each step after it.
+    """
+    most = functools.reduce(operator.or_, steps, Work())
+    held = Work({unit: most[unit] for unit in ("comparison", "polynomial product", "rotation")})
+    streams_used = max(most["truncation stream"], most["comparison stream"])
+    return held + Work({"process": 1, "stream": streams_used, "both directions": min(most["comparison"], 1)})

@@ -1,27 +1,54 @@
-"""What a private inference would send, without running it: a program's work, priced by a measured table."""
+"""What a private inference would send and how long it would take, without running it: its work, priced by a table."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from reluctant.costs.cheetah import Work
-from reluctant.costs.work import Part, stocks_of, work
+from reluctant.costs import ENGINES
+from reluctant.costs.cheetah import Work, held_at_most
+from reluctant.costs.networks import NETWORKS, Network
+from reluctant.costs.work import Part, set_up_work, stocks_of, work
 from reluctant.errors import UsageError
 from reluctant.program.operations import Activation, Op
 from reluctant.program.ops import Program
 from reluctant.registry import unknown
 
-#: Engines with a table of prices.
-ENGINES = ("cheetah",)
-
 
 class Cost(NamedTuple):
-    """What both parties send, in both directions together."""
+    """What some work takes.
+
+    Args:
+        bytes, messages: of both directions together.
+        seconds: of computing, on the machine that was measured, with both parties on it.
+        trips: round trips of the link that are waited for.
+    """
 
     bytes: float = 0.0
     messages: float = 0.0
+    seconds: float = 0.0
+    trips: float = 0.0
+
+    def lasts(self, network: Network) -> float:
+        """Return the seconds that it takes over ``network``: computing, waiting, sending, none beside another."""
+        sending = 0.0 if network.bits_per_second is None else 8 * self.bytes / network.bits_per_second
+        return self.seconds + self.trips * network.rtt_seconds + sending
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a part of a run would cost; both directions together, seconds at the client."""
+
+    bytes: int
+    messages: int
+    seconds: float
+
+    @classmethod
+    def of(cls, cost: Cost, network: Network) -> "Phase":
+        """Return ``cost`` over ``network``."""
+        return cls(round(cost.bytes), round(cost.messages), cost.lasts(network))
 
 
 @dataclass(frozen=True)
@@ -33,6 +60,7 @@ class SitePrediction:
     comparison_bytes: int
     surrogate_bytes: int
     messages: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -41,26 +69,36 @@ class Prediction:
 
     Attributes:
         images: of all of which it is the cost.
+        network: the link whose seconds these are.
         bytes, messages: both directions together.
+        seconds: from the first image to the last answer, on the machine that was measured.
         comparison_bytes, surrogate_bytes, linear_bytes, pooling_bytes: parts of ``bytes``; the rest is the answers.
+        memory: bytes that a party's process holds at most.
+        setup: what connecting and the protocol's one-time preparation would cost.
         by_site: every activation site, in order.
         by_op: bytes by the value that each operation makes, of those that send any.
     """
 
     engine: str
+    network: str
     images: int
     bytes: int
     messages: int
+    seconds: float
     comparison_bytes: int
     surrogate_bytes: int
     linear_bytes: int
     pooling_bytes: int
+    memory: int
+    setup: "Phase"
     by_site: tuple[SitePrediction, ...]
     by_op: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
-        return {**asdict(self), "by_site": [asdict(site) for site in self.by_site]}
+        """Return it as a JSON object; ``offline`` is the set-up, ``online`` all the rest."""
+        found = asdict(self)
+        found["offline"], found["online"] = found.pop("setup"), asdict(Phase(self.bytes, self.messages, self.seconds))
+        return found
 
 
 @dataclass(frozen=True)
@@ -70,6 +108,8 @@ class CostModel:
     Args:
         engine: its name.
         prices: what a unit of work costs; :mod:`reluctant.costs.cheetah` says which units there are.
+        setup: what each part of the set-up costs (:func:`reluctant.costs.work.set_up_work`).
+        memory: bytes that a party holds for each unit (:func:`reluctant.costs.cheetah.held_at_most`).
         processors: of the machine that was measured: a long comparison falls into so many streams.
         stock: comparisons for which one fetched stock of oblivious transfers lasts, a stream.
 
@@ -80,28 +120,42 @@ class CostModel:
 
     engine: str
     prices: Mapping[str, Cost]
+    setup: Mapping[str, Cost]
+    memory: Mapping[str, float]
     processors: int
     stock: int
 
     @classmethod
-    def load(cls, engine: str) -> "CostModel":
+    def load(cls, engine: str, table: Path | None = None) -> "CostModel":
         """Return the model of ``engine``, with the table that was measured.
+
+        Args:
+            table: a file that ``reluctant calibrate`` wrote; the table that comes with this package if not given.
 
         Raises:
             UnknownName: no table for that engine.
+            UsageError: the file is no such table.
         """
         if engine not in ENGINES:
             raise unknown("cost table", engine, list(ENGINES))
-        table = json.loads((resources.files(__package__) / "tables" / f"{engine}.json").read_text())
-        prices = {unit: Cost(**price) for unit, price in table["prices"].items()}
-        return cls(engine, prices, table["machine"]["cpus"], table["stock"])
+        file = resources.files(__package__) / "tables" / f"{engine}.json" if table is None else table
+        try:
+            found = json.loads(file.read_text())
+            prices, setup = ({unit: Cost(**price) for unit, price in found[key].items()} for key in ("prices", "setup"))
+            memory = {unit: float(held) for unit, held in found["memory"].items()}
+            return cls(found["engine"], prices, setup, memory, int(found["machine"]["cpus"]), int(found["stock"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"{file} is no table of prices ({type(error).__name__}); write one: reluctant calibrate --out {file}"
+            ) from error
 
     def cost(self, work: Work) -> Cost:
         """Return what ``work`` costs."""
-        pairs = [(self.prices[unit], count) for unit, count in work.items()]
-        return Cost(sum(p.bytes * count for p, count in pairs), sum(p.messages * count for p, count in pairs))
+        return _sum(Cost(*(count * part for part in self.prices[unit])) for unit, count in work.items())
 
-    def predict(self, program: Program, images: int = 1, batch: int = 1) -> Prediction:
+    def predict(
+        self, program: Program, images: int = 1, batch: int = 1, network: Network = NETWORKS["loopback"]
+    ) -> Prediction:
         """Return what one run of ``program`` on ``images`` would cost, from the first image to the last answer.
 
         Stocks that set-up left are used up first, as in a run: the figure of one image can be lower than the average
@@ -109,6 +163,7 @@ class CostModel:
 
         Args:
             batch: images that travel together.
+            network: the link between the parties.
 
         Raises:
             UsageError: not one image or more.
@@ -129,18 +184,27 @@ class CostModel:
         for op, _, cost in costs:
             if op is not None and cost.bytes:
                 by_op[op.output] = by_op.get(op.output, 0.0) + cost.bytes
+        kinds, first = set_up_work(program, max(sizes), self.processors, self.stock)
+        held = held_at_most([first, *(done for _, _, done in items)])
+        setup = _sum([*(self.setup[kind] for kind in kinds), self.cost(first)])
         return Prediction(
             engine=self.engine,
+            network=network.name,
             images=images,
             bytes=round(total.bytes),
             messages=round(total.messages),
+            seconds=total.lasts(network),
             **{f"{part}_bytes": round(cost.bytes) for part, cost in by_part.items()},
-            by_site=tuple(_by_site(program, costs)),
+            memory=round(sum(self.memory[unit] * n for unit, n in held.items())),
+            setup=Phase.of(setup, network),
+            by_site=tuple(_by_site(program, costs, network)),
             by_op={name: round(count) for name, count in by_op.items()},
         )
 
 
-def _by_site(program: Program, costs: Sequence[tuple[Op | None, Part, Cost]]) -> Iterator[SitePrediction]:
+def _by_site(
+    program: Program, costs: Sequence[tuple[Op | None, Part, Cost]], network: Network
+) -> Iterator[SitePrediction]:
     for site in program.sites:
         of_site = [(part, cost) for op, part, cost in costs if isinstance(op, Activation) and op.site == site.name]
         compared = _sum(cost for part, cost in of_site if part == "comparison")
@@ -151,9 +215,9 @@ def _by_site(program: Program, costs: Sequence[tuple[Op | None, Part, Cost]]) ->
             comparison_bytes=round(compared.bytes),
             surrogate_bytes=round(replaced.bytes),
             messages=round(compared.messages + replaced.messages),
+            seconds=compared.lasts(network) + replaced.lasts(network),
         )
 
 
 def _sum(costs: Iterable[Cost]) -> Cost:
-    found = list(costs)
-    return Cost(sum(cost.bytes for cost in found), sum(cost.messages for cost in found))
+    return Cost(*(sum(part) for part in zip(Cost(), *costs, strict=True)))

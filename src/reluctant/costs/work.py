@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from reluctant.costs.cheetah import TRANSFERS_A_COMPARISON, Stocks, Work
+from reluctant.costs.cheetah import TRANSFERS_A_COMPARISON, TRIED_COMPARISONS, Stocks, Work
 from reluctant.program.operations import INPUT, Activation, AvgPool, Conv2d, Linear, MaxPool, Op, Scale
 from reluctant.program.ops import Program
 
@@ -30,14 +30,42 @@ def stocks_of(program: Program, batch: int, processors: int, stock: int) -> Stoc
     )
 
 
+def set_up_work(program: Program, batch: int, processors: int, stock: int) -> tuple[list[str], Work]:
+    """Return what is done once before the images come: parts of the set-up, and the work that runs in it.
+
+    As ``engines/preparation.py`` has it.
+
+    Args:
+        processors, stock: as for :func:`stocks_of`.
+    """
+    stocks = Stocks(processors, stock * TRANSFERS_A_COMPARISON, [1 << 60] * processors)
+    compared = batch * _most_comparisons(program)
+    done = stocks.truncate(batch * max(math.prod(shape) for shape in program.shapes.values()))
+    parts = ["connection", "product"]
+    if compared:
+        parts.append("comparison")
+        done += stocks.compare(max(compared, TRIED_COMPARISONS))
+    activations = list(program.activations())
+    if any(isinstance(op, Scale) and op.scale for op in program.ops) or any(op.c1 or op.c2 for op in activations):
+        parts.append("slope")
+    if any(op.c2 for op in activations):
+        parts.append("square")
+    return parts + ["operation"] * len(program.ops), done
+
+
 def work(program: Program, batch: int, stocks: Stocks) -> Iterator[tuple[Op | None, Part, Work]]:
     """Yield the work of ``program`` on one batch: for which operation (none for the answers), as which part of it."""
+    for op, part, done in _work(program, batch, stocks):
+        yield op, part, done + Work({"step": 1})
+
+
+def _work(program: Program, batch: int, stocks: Stocks) -> Iterator[tuple[Op | None, Part, Work]]:
     holders: dict[str, Holder] = {INPUT: "client"}
     for op in program.ops:
         reads = [holders[name] for name in op.inputs]
         holders[op.output] = _holder(op, reads)
         if isinstance(op, Activation):
-            yield from _activation(op, reads[0], batch, stocks)
+            yield from activation_work(op, reads[0], batch, stocks)
         elif holders[op.output] != "shared":
             continue
         elif isinstance(op, MaxPool):
@@ -93,16 +121,22 @@ def _convolution(op: Conv2d, program: Program, batch: int, size: int, stocks: St
     else:
         dims = (size // batch, channels * math.prod(image), batch)
         private &= all(n + pad == far for n, pads, far in zip(image, padding, reach, strict=True) for pad in pads)
-    return stocks.product(*dims) if private else stocks.shared_product(*dims)
+    copied = Work({"window element": dims[0] * dims[1]})
+    return copied + (stocks.product(*dims) if private else stocks.shared_product(*dims))
 
 
-def _activation(op: Activation, holder: Holder, batch: int, stocks: Stocks) -> Iterator[tuple[Op, Part, Work]]:
+def activation_work(op: Activation, holder: Holder, batch: int, stocks: Stocks) -> Iterator[tuple[Op, Part, Work]]:
+    """Yield the work of an activation whose input ``holder`` has, on ``batch`` images."""
     if len(op.kept) and holder == "shared":
         yield op, "comparison", stocks.compare(batch * len(op.kept))
     size = batch * len(op.rest)
-    if not size or (op.c1 is None and op.c2 is None):
+    if not size and op.factors is None:
         return
-    done = _times(size, holder, "server", stocks)
+    done = Work({"gathered element": batch * len(op.keep)})
+    if op.c1 is None and op.c2 is None:
+        yield op, "surrogate", done
+        return
+    done += _times(size, holder, "server", stocks)
     if op.c2 is not None:  # by Horner, as the executable has it
         slope: Holder = "server" if holder == "server" else "shared"
         done += _times(size, slope, holder, stocks)

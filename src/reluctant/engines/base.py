@@ -73,6 +73,7 @@ class EngineRun:
         messages: send actions of both parties.
         seconds: wall time at the client from the first image's share to the last answer.
         setup_bytes, setup_seconds: connecting, compiling, agreeing, and the protocol's one-time preparation.
+        memory: bytes that a party's process held at most, of the one that held most; 0 where it was not measured.
         by_site: every activation site, in order.
         processes: operating-system processes that computed.
         batch: images in one run of the program.
@@ -92,6 +93,7 @@ class EngineRun:
     processes: int
     batch: int
     fraction_bits: int
+    memory: int = 0
     more_outputs: tuple[Outputs, ...] = ()
 
 

@@ -9,7 +9,9 @@ from typing import ClassVar
 
 from reluctant.costs.networks import NETWORKS, Network
 from reluctant.engines.base import Engine, EngineRun, Images, Progress, Security, check_images
+from reluctant.engines.memory import check_memory
 from reluctant.engines.parties import run_locally
+from reluctant.engines.session import suitable_batch
 from reluctant.engines.spu import FRACTION_BITS, require_spu
 from reluctant.errors import UsageError
 from reluctant.program.ops import Program
@@ -56,6 +58,7 @@ class Cheetah(Engine):
     ) -> EngineRun:
         self.check(program)
         images = check_images(program, images, 1 if batch is None else batch)
+        check_memory(self.name, program, min(len(images), batch or suitable_batch(program)), parties=2)
         return run_locally(
             program,
             images,

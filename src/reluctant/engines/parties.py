@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,8 @@ def run_locally(
             _start(stack, folder, orders[1], images=images),
         ]
         _supervise(children, progress)
-        return read_result(children[1].folder)
+        server_run, client_run = (read_result(child.folder) for child in children)
+        return replace(client_run, memory=max(server_run.memory, client_run.memory))
 
 
 def serve(program: Program, place: Place, *, fraction_bits: int, progress: Progress | None = None) -> EngineRun:

@@ -1,7 +1,7 @@
 """Do what a protocol does once before the images come, so that it is not counted as the cost of the first."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from reluctant.engines.spu import Compiled, Machine, Traffic, compile_function
@@ -14,29 +14,39 @@ _SMALL = 8
 _FIRST_STOCK = 512
 
 
-def prepare(machine: Machine, compiled: Sequence[Compiled]) -> Traffic:
-    """Run one instance of each kind of work that the program has; return what that cost.
+def prepare(machine: Machine, compiled: Sequence[Compiled]) -> Iterator[tuple[str, Traffic]]:
+    """Run one instance of each kind of work that the programs have; yield what each cost, when it is done.
 
     The first product makes homomorphic keys and the first comparison oblivious transfers, once for each of the
     parallel streams that a tensor falls into: so the largest comparison and the largest truncation are run, too.
+
+    Args:
+        compiled: of the programs that will run.
     """
-    program = compiled[0].program
-    batch = max(one.batch for one in compiled)
-    truncated = batch * max(math.prod(shape) for shape in program.shapes.values())
+    for part, work in _parts(compiled).items():
+        yield part, sum((_run(machine, *one) for one in work), Traffic())
+
+
+def _parts(compiled: Sequence[Compiled]) -> dict[str, list[tuple[Callable[[Any, Any], Any], int]]]:
+    """Return what is run for each kind of work: a function of two vectors, and their size."""
+    truncated = max(one.batch * math.prod(shape) for one in compiled for shape in one.program.shapes.values())
     compared = max((e.comparisons for one in compiled for e in one.executables), default=0)
-    work: list[tuple[Callable[[Any, Any], Any], int]] = [
-        (lambda x, w: x.reshape(_SMALL, -1) @ w.reshape(-1, _SMALL), _SMALL * _SMALL),
-        (lambda x, w: (x + w).reshape(_SMALL, -1) @ w.reshape(-1, _SMALL), _SMALL * _SMALL),
-        (lambda x, w: (x + w) * 0.3, truncated),
-    ]
+    scales = [op.scale for one in compiled for op in one.program.ops if isinstance(op, Scale)]
+    activations = [op for one in compiled for op in one.program.activations()]
+    work: dict[str, list[tuple[Callable[[Any, Any], Any], int]]] = {
+        "product": [
+            (lambda x, w: x.reshape(_SMALL, -1) @ w.reshape(-1, _SMALL), _SMALL * _SMALL),
+            (lambda x, w: (x + w).reshape(_SMALL, -1) @ w.reshape(-1, _SMALL), _SMALL * _SMALL),
+            (lambda x, w: (x + w) * 0.3, truncated),
+        ]
+    }
     if compared:
-        work.append((_relu, max(compared, _FIRST_STOCK)))
-    scales = [op.scale for op in program.ops if isinstance(op, Scale)]
-    if any((*scales, *(op.c1 or op.c2 for op in program.activations()))):
-        work.append((lambda x, w: (x + w) * w, _SMALL))
-    if any(op.c2 for op in program.activations()):
-        work.append((lambda x, w: (x + w) * (x + w), _SMALL))
-    return sum((_run(machine, function, size) for function, size in work), Traffic())
+        work["comparison"] = [(_relu, max(compared, _FIRST_STOCK))]
+    if any((*scales, *(op.c1 or op.c2 for op in activations))):
+        work["slope"] = [(lambda x, w: (x + w) * w, _SMALL)]
+    if any(op.c2 for op in activations):
+        work["square"] = [(lambda x, w: (x + w) * (x + w), _SMALL)]
+    return work
 
 
 def _relu(x: Any, w: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reluctant.engines.base import EngineRun, Images, Outputs, check_images
+from reluctant.engines.memory import check_memory, peak_memory
 from reluctant.engines.preparation import prepare
 from reluctant.engines.spu import Compiled, Log, Machine, Tally, Traffic, batches, compile_program, engine_run
 from reluctant.errors import EngineError, ReluctantError
@@ -161,13 +162,14 @@ class Session:
     ) -> EngineRun:
         parts = batches(count, batch)
         sizes = sorted({part.stop - part.start for part in parts})
+        check_memory(self.settings.protocol.lower(), program, sizes[-1], parties=1)
         self.report("compile", 0, count)
         compiled = {size: compile_program(program, size) for size in sizes}
         self._agree(talk, {"sha256": _digest(compiled)}, "executables")
         self.report("set up", 0, count)
         machine = Machine(self.link, self.rank, 2, self.settings.protocol, self.settings.fraction_bits, self.log)
         machine.put_arrays(program, arrays, SERVER)
-        setup = prepare(machine, list(compiled.values()))
+        setup = sum((traffic for _, traffic in prepare(machine, list(compiled.values()))), Traffic())
         self._agree(talk, {"ready": True}, "readiness")
         setup += talk.take()
         setup_seconds = time.perf_counter() - begun
@@ -192,6 +194,7 @@ class Session:
             processes=2,
             batch=sizes[-1],
             fraction_bits=self.settings.fraction_bits,
+            memory=peak_memory(),
         )
 
     def _reveal(self, talk: Talk, machine: Machine, program: Program, name: str) -> Outputs:

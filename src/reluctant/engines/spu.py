@@ -344,6 +344,7 @@ def engine_run(
     processes: int,
     batch: int,
     fraction_bits: int,
+    memory: int = 0,
 ) -> EngineRun:
     """Return the result of a run from what was counted.
 
@@ -371,4 +372,5 @@ def engine_run(
         processes=processes,
         batch=batch,
         fraction_bits=fraction_bits,
+        memory=memory,
     )

@@ -1,0 +1,48 @@
+"""Memory of a party's process: what it took, and what there is."""
+
+from pathlib import Path
+
+from reluctant.costs.model import CostModel
+from reluctant.errors import EngineError
+from reluctant.program.ops import Program
+from reluctant.units import format_bytes
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held so far; 0 on a system that does not tell (only Linux does)."""
+    return 1024 * _read(Path("/proc/self/status"), "VmHWM")
+
+
+def available_memory() -> int | None:
+    """Return the bytes that processes can still take on this machine, or ``None`` if it does not tell."""
+    return 1024 * _read(Path("/proc/meminfo"), "MemAvailable") or None
+
+
+def check_memory(engine: str, program: Program, batch: int, parties: int) -> None:
+    """Refuse a run that cannot fit.
+
+    Args:
+        engine: one with a table of prices.
+        batch: images that travel together.
+        parties: that run on this machine.
+
+    Raises:
+        EngineError: it is predicted to take more than there is; the message has both figures.
+    """
+    available = available_memory()
+    needed = CostModel.load(engine).predict(program, batch, batch).memory
+    if available is not None and parties * needed > available:
+        fewer = "send fewer images in a batch" if batch > 1 else "take a machine with more"
+        raise EngineError(
+            f"{engine} needs {format_bytes(needed)} of memory a party for this network in batches of {batch}, and "
+            f"{format_bytes(available)} are left for {parties} of them: {fewer}"
+        )
+
+
+def _read(file: Path, key: str) -> int:
+    """Return the number after ``key:`` in ``file``, 0 if there is none."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)

@@ -1,0 +1,64 @@
+"""Prices in bytes and seconds against predictions, and budgets in them."""
+
+import pytest
+import torch
+from engines.small import masked_small
+
+from reluctant.budget import Budget
+from reluctant.costs.model import CostModel
+from reluctant.costs.networks import NETWORKS
+from reluctant.costs.pricing import price_list
+from reluctant.errors import BudgetError
+from reluctant.mask import Mask
+from reluctant.program.lower import lower
+from reluctant.surrogates import Affine, Identity, Quadratic, Shift
+
+SHARES = [(1.0, 1.0), (0.3, 0.01), (0.0, 0.5), (0.004, 0.0)]
+
+
+@pytest.mark.parametrize("surrogate", [Identity(), Shift()])
+@pytest.mark.parametrize("shares", SHARES)
+def test_prices_add_up_to_the_prediction(surrogate, shares):
+    masked = masked_small(shares, surrogate)
+    kept, program, model = masked.mask.by_site(), lower(masked), CostModel.load("cheetah")
+    bytes_, seconds = model.predict(program).bytes, model.predict(program, network=NETWORKS["wan"]).seconds
+    priced = price_list(masked, Budget.parse("9MB@cheetah")).cost(kept)
+    assert bytes_ <= priced <= 1.05 * bytes_
+    priced = price_list(masked, Budget.parse("9s@cheetah/wan")).cost(kept)
+    assert seconds - 1e-9 <= priced <= 1.1 * seconds
+
+
+def test_prices_do_not_depend_on_the_mask_and_leave_it():
+    masked = masked_small((0.3, 0.6))
+    before, budget = masked.mask, Budget.parse("9MB@cheetah")
+    found = price_list(masked, budget)
+    assert masked.mask == before
+    assert price_list(masked.set_mask(Mask.full(masked.sites)), budget) == found
+
+
+@pytest.mark.parametrize("budget", ["1.99MB@cheetah", "3.2s@cheetah/wan", "900ms@cheetah/loopback"])
+def test_more_budget_never_keeps_fewer_relus_and_a_little_more_than_the_floor_empties_sites(budget):
+    masked = masked_small((1.0, 1.0))
+    prices = price_list(masked, Budget.parse(budget))
+    scores = {name: torch.rand(site.shape) for name, site in masked.sites.items()}
+    full = prices.cost({name: site.relus for name, site in masked.sites.items()})
+    limits = torch.linspace(prices.floor, full, 12).tolist()[1:]
+    kept = [Mask.top(scores, prices, limit) for limit in limits]
+    assert [mask.kept for mask in kept] == sorted(mask.kept for mask in kept)
+    assert all(prices.cost(mask.by_site()) <= limit for mask, limit in zip(kept, limits, strict=True))
+    one = min(price.alive + price.relu for price in prices.by_site.values())
+    assert Mask.top(scores, prices, prices.floor + 1.01 * one).sites_kept == 1
+
+
+def test_a_round_trip_makes_keeping_a_site_dear():
+    masked = masked_small()
+    near, far = (price_list(masked, Budget.parse(f"9s@cheetah/{link}")) for link in ("loopback", "mobile"))
+    for name in masked.sites:
+        assert far.by_site[name].alive - near.by_site[name].alive > 10 * NETWORKS["mobile"].rtt_seconds
+        assert far.by_site[name].relu - near.by_site[name].relu < 0.001
+
+
+@pytest.mark.parametrize("surrogate", [Affine(), Quadratic()])
+def test_surrogates_dearer_than_a_relu_are_refused(surrogate):
+    with pytest.raises(BudgetError, match=r"costs more bytes than the ReLU.*take a surrogate of the free track"):
+        price_list(masked_small((0.5, 0.5), surrogate), Budget.parse("9MB@cheetah"))
