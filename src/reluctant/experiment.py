@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,7 @@ def count_cost(
     network: str = "loopback",
     table: Path | None = None,
     tariff: Tariff | None = None,
+    without: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return what one inference with one image computes: comparisons, surrogate operations, multiply-adds.
 
@@ -107,6 +109,7 @@ def count_cost(
     Args:
         table: of prices, see :meth:`CostModel.load`.
         tariff: what machines and traffic cost.
+        without: rewrites of the program to leave out, see :func:`reluctant.program.lower.lower`.
 
     Raises:
         UnknownName: no table of prices for that engine.
@@ -130,7 +133,7 @@ def count_cost(
         "biases": dropped * operations.count("add"),
     }
     try:
-        found = prices.predict(lower(masked), network=link)
+        found = prices.predict(lower(masked, without), network=link)
     except UnsupportedOperation:
         return counted
     tariff = tariff or Tariff()

@@ -26,6 +26,12 @@ def cost(
     per_hour: Annotated[
         float, typer.Option("--dollars-per-hour", help="What the machine of a party costs.", min=0)
     ] = Tariff.dollars_per_hour,
+    without: Annotated[
+        str | None,
+        typer.Option(
+            "--without", help="Rewrites to leave out, to see their gain: merge,carry,collapse.", show_default=False
+        ),
+    ] = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
@@ -37,7 +43,9 @@ def cost(
     from reluctant.experiment import Machine, count_cost, open_model
 
     opened = open_model(model, task, Machine(data=data))
-    counted = count_cost(opened, engine, network, prices, Tariff(per_gb, per_hour))
+    counted = count_cost(
+        opened, engine, network, prices, Tariff(per_gb, per_hour), without.split(",") if without else ()
+    )
     relus, macs = counted["relus"], counted["macs"]["total"]
     show(
         counted,

@@ -19,9 +19,13 @@ from reluctant.program.operations import Activation, AvgPool, Conv2d, Linear, Op
 _SMALLEST_RATIO = 1 / 256
 
 
-def fold(draft: Draft) -> None:
-    """Rewrite ``draft`` until no rule applies any more."""
-    rules: tuple[Callable[[Draft, Op], bool], ...] = (
+def fold(draft: Draft, *, merging: bool = True) -> None:
+    """Rewrite ``draft`` until no rule applies any more.
+
+    Args:
+        merging: whether convolutions, and linear layers, with nothing between them become one.
+    """
+    rules: list[Callable[[Draft, Op], bool]] = [
         _drop_nothing,
         _pad_into_convolution,
         _merge_scales,
@@ -30,9 +34,9 @@ def fold(draft: Draft) -> None:
         _bias_past_convolutions,
         _scale_past_pooling,
         _scale_past_activation,
-        _merge_linear,
-        _merge_convolutions,
-    )
+    ]
+    if merging:
+        rules += [_merge_linear, _merge_convolutions]
     draft.forget_unused()
     while any(rule(draft, op) for op in list(draft.ops) for rule in rules):
         draft.forget_unused()

@@ -1,6 +1,7 @@
 """From a masked PyTorch model to a program; nothing after this sees PyTorch."""
 
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,31 +15,48 @@ from reluctant.errors import UnsupportedOperation
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.program.aten import CONVERTERS
 from reluctant.program.carrying import carry
+from reluctant.program.collapse import collapse
 from reluctant.program.conversion import BATCH, HINTS, Refused, Value, emit
 from reluctant.program.draft import Draft, Numbers
 from reluctant.program.folding import fold
 from reluctant.program.operations import INPUT, Activation, Scale
 from reluctant.program.ops import Program, ProgramSite
 from reluctant.program.tracing import place, trace
+from reluctant.registry import unknown
+
+#: Rewrites that a program can do without: merging neighbours, carrying public scales on, collapsing linear stretches.
+REWRITES = ("merge", "carry", "collapse")
 
 
-def lower(masked: MaskedModel) -> Program:
+def lower(masked: MaskedModel, without: Collection[str] = ()) -> Program:
     """Return the program of ``masked``: what it computes in evaluation mode, on the CPU, in float32.
 
     Batch norms are folded, masks become index lists, and linear operations with nothing between them are merged where
     that is exact and no dearer. A site that keeps nothing and lets everything through vanishes, and so do slopes that
     are reciprocals of whole numbers, wherever the scaled channel can be carried on (:mod:`reluctant.program.carrying`).
+    A stretch of linear operations becomes one matrix where that is cheaper (:mod:`reluctant.program.collapse`).
+
+    Args:
+        without: rewrites to leave out, to see what they gain.
 
     Raises:
+        UnknownName: no such rewrite.
         UnsupportedOperation: the model does something that no program has, or depends on the values in a tensor. The
             line of the model's code is named.
     """
+    for name in without:
+        if name not in REWRITES:
+            raise unknown("rewrite", name, list(REWRITES))
     graph, activations = trace(masked)
     draft = Draft(tuple(masked.sites.input_shape))
     _Lowering(graph, activations, draft).run()
-    fold(draft)
-    carry(draft)
-    fold(draft)
+    merging = "merge" not in without
+    fold(draft, merging=merging)
+    if "collapse" not in without:
+        collapse(draft)
+    if "carry" not in without:
+        carry(draft)
+    fold(draft, merging=merging)
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in draft.arrays.items()}
     sites = tuple(ProgramSite(a.site.name, int(a.keep.sum()), a.site.relus, a.surrogate.name) for a in activations)
     return Program(

@@ -1,0 +1,85 @@
+"""Linear stretches become one product where that is cheaper, and the answer stays the same."""
+
+import pytest
+import torch
+from test_lower import PreActivation, check_same, kinds, masked
+from torch import nn
+
+from reluctant.errors import UnknownName
+from reluctant.mask import Mask
+from reluctant.models.resnet import resnet8
+from reluctant.program.lower import lower
+from reluctant.program.operations import Activation, Linear
+from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Reciprocal, Shift
+
+IMAGE = (3, 16, 16)
+
+
+def emptied(model, share, empty, surrogate=None):
+    """The model with a random mask that keeps nothing at its last ``empty`` sites."""
+    found = masked(model, share, surrogate, IMAGE)
+    names = list(found.sites)[-empty:]
+    keep = {name: found.mask[name] & (name not in names) for name in found.sites}
+    return found.set_mask(Mask(keep))
+
+
+@pytest.mark.parametrize("surrogate", [Identity(), Shift(), Reciprocal(), Affine()], ids=lambda s: s.name)
+@pytest.mark.parametrize("model", [resnet8, PreActivation], ids=["resnet", "preactivation"])
+def test_network_without_relus_is_one_affine_map(model, surrogate):
+    program = check_same(masked(model(5, 3) if model is resnet8 else model(), 0.0, surrogate, IMAGE), IMAGE)
+    assert kinds(program) == ["reshape", "linear"]
+    assert program.array_shapes[program.ops[1].weight] == (5, 3 * 16 * 16)
+
+
+@pytest.mark.parametrize("surrogate", [Identity(), Shift(), Reciprocal(), Constant()], ids=lambda s: s.name)
+def test_tail_without_relus_is_one_product_for_each_value_that_enters_it(surrogate):
+    network = emptied(resnet8(5, 3), 0.3, 2, surrogate)
+    program = check_same(network, IMAGE)
+    after = [op.kind for op in program.ops[[isinstance(op, Activation) for op in program.ops][::-1].index(True) * -1 :]]
+    assert "conv2d" not in after
+    assert len([op for op in program.ops if isinstance(op, Activation) and op.keep.any()]) == 5
+    whole = lower(network, without=["collapse"])
+    assert sum(program.macs().values()) < sum(whole.macs().values())
+    assert [site.kept for site in program.sites] == [site.kept for site in whole.sites]
+
+
+def test_shortcut_that_enters_the_tail_is_a_product_of_its_own():
+    network = emptied(resnet8(5, 3), 0.3, 1)
+    linears = [op for op in check_same(network, IMAGE).ops if isinstance(op, Linear)]
+    assert len(linears) == 2  # the residual branch's last activation, and the block's input
+
+
+def test_squares_are_no_linear_stretch():
+    program = check_same(masked(resnet8(5, 3), 0.0, Quadratic(), IMAGE), IMAGE)
+    assert kinds(program).count("activation") == 7
+
+
+def test_dearer_stretch_stays():
+    """A convolution between two activations has fewer multiply-accumulates than its matrix."""
+    program = check_same(masked(resnet8(5, 3), 0.3, None, IMAGE), IMAGE)
+    assert kinds(program).count("linear") == 1
+    assert kinds(program).count("conv2d") == 9
+
+
+def test_value_that_is_needed_elsewhere_is_still_made():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            shared = self.conv1(x)
+            return self.head(self.conv2(shared).mean((2, 3))), torch.relu(shared)
+
+    program = check_same(masked(Both(), 0.5, None, IMAGE), IMAGE)
+    assert kinds(program).count("conv2d") == 1
+
+
+def test_rewrites_can_be_left_out():
+    network = masked(resnet8(5, 3), 0.0, Reciprocal(), IMAGE)
+    for rewrite in ("merge", "carry", "collapse"):
+        assert len(lower(network, without=[rewrite]).ops) >= 2
+    assert kinds(lower(network, without=["collapse", "carry"])).count("scale") > 0
+    with pytest.raises(UnknownName, match="unknown rewrite 'fold'"):
+        lower(network, without=["fold"])
