@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format results docs clean
+.PHONY: demo test bench-train bench-descent bench-secure check format results docs clean
 
 demo: .venv/installed  ## train, linearize, run private inference, write runs/demo/report.html
 	$(BIN)/reluctant demo --out runs/demo
@@ -16,6 +16,9 @@ bench-train: .venv/installed  ## cost of a training step beside the plain one; w
 
 bench-descent: .venv/installed  ## candidates scored a second beside whole passes; writes benchmarks/out/descent.json
 	$(BIN)/python benchmarks/descent.py
+
+bench-secure: .venv/installed  ## predicted against measured private inference; writes benchmarks/out/secure.json and the tables of docs/costs.md
+	$(BIN)/python benchmarks/secure.py --page docs/measured-costs.md
 
 check: .venv/installed  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
