@@ -71,19 +71,19 @@ def predicted_cases() -> Iterator[Case]:
         yield Case("ResNet-8 (width 8), digits", "resnet8:width=8", DIGITS, 1.0, network=network, images=5)
         for share in (1.0, 0.1, 0.0):
             label = f"ResNet-20 at {share:.0%}".replace("%", " %")
-            yield Case(label, "resnet20", CIFAR, share, network=network, images=3 if share else 20)
-        yield Case("VGG-16 at 10 %", "vgg16-bn", CIFAR, 0.1, network=network, images=2)
-    yield Case("ResNet-18", "resnet18", CIFAR, 1.0, images=2)
+            yield Case(label, "resnet20", CIFAR, share, network=network, images=2 if share else 20)
+        yield Case("VGG-16 at 10 %", "vgg16-bn", CIFAR, 0.1, network=network)
+    yield Case("ResNet-18", "resnet18", CIFAR, 1.0)
 
 
 def saving_cases() -> Iterator[Case]:
     """Yield a ResNet-18 before and after: the first is what the others are compared with."""
-    whole = Case("all ReLUs", "resnet18", CIFAR, 1.0, images=2)
+    whole = Case("all ReLUs", "resnet18", CIFAR, 1.0)
     yield whole
-    yield Case("5 % at every site", "resnet18", CIFAR, 0.05, images=2)
+    yield Case("5 % at every site", "resnet18", CIFAR, 0.05)
     empty = "5 %, none at the last two sites"
-    yield Case(f"{empty}, program not collapsed", "resnet18", CIFAR, 0.05, 2, ("collapse",), images=2)
-    yield Case(empty, "resnet18", CIFAR, 0.05, 2, images=2)
+    yield Case(f"{empty}, program not collapsed", "resnet18", CIFAR, 0.05, 2, ("collapse",))
+    yield Case(empty, "resnet18", CIFAR, 0.05, 2)
     yield Case("no ReLU", "resnet18", CIFAR, 0.0, images=20)
 
 
@@ -155,7 +155,7 @@ def page(found: dict[str, Any]) -> str:
     machine = found["environment"]
     return "\n".join(
         [
-            f"Measured by `make bench-secure` on {machine['cpus']} cores ({machine['processor']}), both parties on them;",
+            f"Measured by `make bench-secure` on {machine['cpus']} cores ({machine['processor']}), both parties there;",
             "one image at a time, seconds and bytes an image after set-up. *Off* is how far the prediction is from the",
             "run.",
             "",

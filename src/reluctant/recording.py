@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import nn
 
 from reluctant.checkpoints import Origin, weights_digest
 from reluctant.costs.model import CostModel
-from reluctant.costs.networks import parse_network
+from reluctant.costs.networks import NETWORKS, parse_network
 from reluctant.engines.base import EngineRun
 from reluctant.errors import UsageError
 from reluctant.masked import MaskedModel
@@ -171,11 +171,24 @@ def known_accuracy(origin: Origin) -> Accuracy:
 def predicted_cost(masked: MaskedModel) -> Predicted | None:
     """Return what private inference with one image would cost, or ``None`` for a network that no program computes."""
     try:
-        found = CostModel.load("cheetah").predict(lower(masked)).to_json()
+        model, program = CostModel.load("cheetah"), lower(masked)
     except UsageError:
         return None
-    known: Predicted = {key: found[key] for key in get_type_hints(Predicted)}  # type: ignore[assignment]
-    return known
+    by_link = {name: model.predict(program, network=link) for name, link in NETWORKS.items()}
+    found = by_link["loopback"]
+    return {
+        "engine": found.engine,
+        "bytes": found.bytes,
+        "messages": found.messages,
+        "comparison_bytes": found.comparison_bytes,
+        "surrogate_bytes": found.surrogate_bytes,
+        "linear_bytes": found.linear_bytes,
+        "pooling_bytes": found.pooling_bytes,
+        "seconds": {name: prediction.seconds for name, prediction in by_link.items()},
+        "setup_bytes": found.setup.bytes,
+        "setup_seconds": {name: prediction.setup.seconds for name, prediction in by_link.items()},
+        "memory": found.memory,
+    }
 
 
 def about(model: nn.Module, origin: Origin) -> dict[str, Any]:

@@ -106,7 +106,11 @@ class NetworkCost(TypedDict):
 
 
 class Predicted(TypedDict):
-    """What private inference with one image would cost, by a table of measured prices; both directions together."""
+    """What private inference with one image would cost, by a table of measured prices; both directions together.
+
+    ``seconds`` are by link, after set-up, on the machine that was measured; ``memory`` is a party's. Records that were
+    written before these were predicted have none of the last four.
+    """
 
     engine: str
     bytes: int
@@ -115,6 +119,10 @@ class Predicted(TypedDict):
     surrogate_bytes: int
     linear_bytes: int
     pooling_bytes: int
+    seconds: NotRequired[dict[str, float]]
+    setup_bytes: NotRequired[int]
+    setup_seconds: NotRequired[dict[str, float]]
+    memory: NotRequired[int]
 
 
 class Secure(TypedDict):

@@ -9,7 +9,7 @@ import torch
 from engines.small import masked_small
 from torch import nn
 
-from reluctant.costs.cheetah import Stocks, Work, streams, tiles
+from reluctant.costs.cheetah import Stocks, Work, held_at_most, streams, tiles
 from reluctant.costs.model import CostModel
 from reluctant.engines.cheetah import Cheetah
 from reluctant.errors import UnknownName, UsageError
@@ -69,6 +69,42 @@ def test_ciphertexts_of_a_product(dims, sent, returned, packed):
     """As counted in runs of SPU 0.9.5, by their messages."""
     found = tiles(*dims)
     assert (found.sent, found.returned, found.packed) == (sent, returned, packed)
+
+
+@pytest.mark.parametrize(
+    ("dims", "unpacked", "rotations"),
+    [
+        ((1024, 144, 16), 256, 2 * 127),  # two answers of 128 places, all taken: 64 + 32 + ... + 1 each
+        ((64, 144, 16), 16, 3 * 16 + 8 + 4 + 2 + 1),  # 16 of 128 places
+        ((1, 512, 100), 100, 64 + 32 + 16 + 8 + 4 + 2 + 1),  # a hundred coefficients, one by one
+        ((1, 64, 10), 0, 0),
+    ],
+)
+def test_rotations_that_pack_a_product(dims, unpacked, rotations):
+    found = tiles(*dims)
+    assert (found.unpacked, found.rotations) == (unpacked, rotations)
+
+
+def test_long_comparisons_take_more_messages(model):
+    stocks = Stocks(2, 1 << 60, [1 << 60] * 2)
+    messages = [model.cost(stocks.compare(n)).messages for n in (32_768, 36_000, 65_540, 98_304, 100_000)]
+    assert [count - messages[0] for count in messages] == [0, 2, 4, 4, 6]  # as counted in runs of SPU 0.9.5
+
+
+def test_memory_is_that_of_the_largest_step_and_grows_with_comparisons(model):
+    kept, empty = (model.predict(lower(masked_small(shares))) for shares in ((1.0, 1.0), (0.0, 0.0)))
+    both = TABLE["memory"]["both directions"]
+    assert kept.memory - empty.memory > both
+    steps = [Work({"comparison": 5, "polynomial product": 7}), Work({"comparison": 9, "truncation stream": 2})]
+    assert held_at_most(steps) == Work(
+        {"process": 1, "stream": 2, "both directions": 1, "comparison": 9, "polynomial product": 7}
+    )
+
+
+def test_table_says_where_it_came_from():
+    assert TABLE["machine"]["cpus"] >= 1
+    assert TABLE["command"].startswith("reluctant calibrate")
+    assert {"date", "peaks", "stock"} <= TABLE.keys()
 
 
 def test_streams_share_out_everything():
@@ -179,6 +215,8 @@ def test_prediction_is_what_a_run_sends(model, network, kept, surrogate, batch):
     run, found = Cheetah().run(program, images, batch=batch), model.predict(program, 2, batch)
     assert found.bytes == pytest.approx(run.bytes, rel=0.005)
     assert found.messages == run.messages
+    assert found.memory == pytest.approx(run.memory, rel=0.25)
+    assert found.setup.bytes == pytest.approx(run.setup_bytes, rel=0.02)
     for measured, predicted in zip(run.by_site, found.by_site, strict=True):
         assert predicted.comparison_bytes == pytest.approx(measured.comparison_bytes, rel=0.05, abs=300)
         assert predicted.surrogate_bytes == pytest.approx(measured.surrogate_bytes, rel=0.01)

@@ -60,6 +60,7 @@ def test_what_a_run_cost(runs):
     assert 0 < sum(site.seconds for site in run.by_site) < run.seconds
     assert run.setup_bytes > 10_000_000  # homomorphic keys and the first oblivious transfers
     assert run.setup_seconds > 0
+    assert 3e8 < run.memory < 4e9
 
 
 @pytest.mark.secure

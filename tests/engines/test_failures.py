@@ -89,6 +89,22 @@ def test_party_whose_peer_is_killed_says_so(small_program, small_images):
     assert when - killer.at < 10
 
 
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_party_that_stalls_stops_the_other(small_program, small_images, role):
+    """A stopped process keeps its connections open and says nothing."""
+    stopped = []
+
+    def stop(stage, done, total):
+        if stage == "secure: run" and not stopped:
+            os.kill(parties()[role], signal.SIGSTOP)
+            stopped.append(time.monotonic())
+
+    images = np.concatenate([small_images] * 5)
+    with pytest.raises(EngineError, match=rf"the {role} at 127.0.0.1:\d+ has been silent for 3 seconds"):
+        Cheetah(patience=3).run(small_program, images, batch=1, progress=stop)
+    assert 3 < time.monotonic() - stopped[0] < 12
+
+
 def test_port_in_use(small_program):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 
+import pytest
+
 from reluctant.records import Record
 from reluctant.report import Report
 
@@ -27,6 +29,21 @@ def test_a_card_has_every_published_key(dense: Make, linearized: Make) -> None:
         assert all(set(row) == SITE for row in card["secure"][part]["by_site"])
     assert card["secure"]["dense"]["comparisons"] == 12 * 4
     assert card["secure"]["linearized"]["comparisons"] == 3 * 4
+
+
+def test_a_card_holds_what_was_predicted(linearized: Make) -> None:
+    predicted = {
+        "engine": "cheetah", "bytes": 2_000_000, "messages": 90, "comparison_bytes": 2, "surrogate_bytes": 0,
+        "linear_bytes": 1, "pooling_bytes": 0, "seconds": {"lan": 1.0, "wan": 3.6}, "setup_bytes": 7,
+        "setup_seconds": {"lan": 2.0, "wan": 4.0}, "memory": 9,
+    }  # fmt: skip
+    old = {key: value for key, value in predicted.items() if key not in ("seconds", "setup_seconds", "memory")}
+    (card,) = Report([linearized(predicted=predicted)]).card()
+    assert card["predicted"] == predicted | {"dollars": pytest.approx({"lan": 0.2744, "wan": 0.52}, abs=1e-3)}
+    assert "What it would cost" in Report([linearized(predicted=predicted)]).html()
+    (card,) = Report([linearized(predicted=old)]).card()
+    assert card["predicted"] == old | {"dollars": {}}
+    assert "What it would cost" not in Report([linearized(predicted=old)]).html()
 
 
 def test_one_card_a_method_and_none_for_the_dense_network(dense: Make, linearized: Make) -> None:

@@ -29,6 +29,9 @@ DEGREE = 8192
 #: A comparison or truncation gets a further stream for so many elements.
 STREAM = 2048
 
+#: The longest message of a stream of comparisons is split in two after so many elements, and so on.
+_IN_ONE_MESSAGE = 1 << 14
+
 #: Products of two shared values with as many elements or more use no triples.
 _WITHOUT_TRIPLES = 2 * DEGREE
 
@@ -52,6 +55,7 @@ CALLS = ("product call", "truncation call", "comparison call", "factor call", "t
 COMPUTED = (
     "polynomial product",
     "rotation",
+    "unpacked answer",
     "window element",
     "gathered element",
     "product call",
@@ -72,13 +76,15 @@ class Tiles:
         returned: ciphertexts of the answer.
         packed: whether those are packed; if not, they hold the answer's elements and zeros.
         multiplied: products of polynomials.
-        rotations: that pack the answer.
+        unpacked: answers before they are packed.
+        rotations: that pack them.
     """
 
     sent: int
     returned: int
     packed: bool
     multiplied: int
+    unpacked: int
     rotations: int
 
 
@@ -88,14 +94,22 @@ def tiles(rows: int, inner: int, columns: int) -> Tiles:
     dims = (rows, inner, columns)
     tile = _cheapest_tile(dims, packed=True)
     blocks = _blocks(dims, tile)
-    if packed := blocks[0] * blocks[2] > 1:
+    unpacked = blocks[0] * blocks[2]
+    if packed := unpacked > 1:
         interleaved = tile[1] < rows * columns
-        answers = -(-blocks[0] * blocks[2] // tile[1]) if interleaved else -(-rows * columns // DEGREE)
+        unpacked = unpacked if interleaved else rows * columns  # coefficient by coefficient
+        places = tile[1] if interleaved else min(DEGREE, 1 << (unpacked - 1).bit_length())
+        answers = -(-unpacked // places)
+        rotations = sum(_rotations(min(places, unpacked - first), places) for first in range(0, unpacked, places))
     else:
         blocks = _blocks(dims, _cheapest_tile(dims, packed=False))
-        answers = blocks[0] * blocks[2]
-    rotations = blocks[0] * blocks[2] if packed else 0
-    return Tiles(min(blocks[0], blocks[2]) * blocks[1], answers, packed, math.prod(blocks), rotations)
+        answers, unpacked, rotations = blocks[0] * blocks[2], 0, 0
+    return Tiles(min(blocks[0], blocks[2]) * blocks[1], answers, packed, math.prod(blocks), unpacked, rotations)
+
+
+def _rotations(ciphertexts: int, places: int) -> int:
+    """Return the rotations of a tree that puts ``ciphertexts`` into ``places``, a power of 2, empty pairs left out."""
+    return sum(min(ciphertexts, 1 << level) for level in range(places.bit_length() - 1))
 
 
 def _blocks(dims: tuple[int, int, int], tile: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -181,7 +195,8 @@ class Stocks:
     def compare(self, elements: int) -> Work:
         """A maximum of two shared values, or of one and zero."""
         shares = streams(elements, self.processors)
-        work = Work({"comparison": elements, "comparison stream": len(shares), "comparison call": 1})
+        split = sum((share - 1) // _IN_ONE_MESSAGE for share in shares)
+        work = Work({"comparison": elements, "comparison stream": len(shares), "comparison call": 1, "split": split})
         return work + self._transfer(shares, TRANSFERS_A_COMPARISON)
 
     def _transfer(self, shares: list[int], each: int) -> Work:
@@ -216,7 +231,7 @@ def _ciphertexts(rows: int, inner: int, columns: int) -> Work:
     found = tiles(rows, inner, columns)
     work = Work({"encryption": found.sent, "polynomial product": found.multiplied, "product call": 1})
     if found.packed:
-        return work + Work({"answer": found.returned, "rotation": found.rotations})
+        return work + Work({"answer": found.returned, "unpacked answer": found.unpacked, "rotation": found.rotations})
     return work + Work({"sparse answer": found.returned, "sparse coefficient": rows * columns})
 
 
@@ -236,6 +251,6 @@ def held_at_most(steps: Iterable[Work]) -> Work:
         steps: the work of the set-up, and of each step after it.
     """
     most = functools.reduce(operator.or_, steps, Work())
-    held = Work({unit: most[unit] for unit in ("comparison", "polynomial product", "rotation")})
+    held = Work({unit: most[unit] for unit in ("comparison", "polynomial product", "unpacked answer")})
     streams_used = max(most["truncation stream"], most["comparison stream"])
     return held + Work({"process": 1, "stream": streams_used, "both directions": min(most["comparison"], 1)})

@@ -24,6 +24,7 @@ class Cheetah(Engine):
     Args:
         fraction_bits: bits after the binary point of the 64-bit fixed-point numbers.
         connect_timeout: seconds that a party waits for the other.
+        patience: seconds of silence after which a party counts as stalled.
         network: the link between the parties; any but loopback is imitated by a relay.
     """
 
@@ -46,6 +47,7 @@ class Cheetah(Engine):
 
     fraction_bits: int = FRACTION_BITS
     connect_timeout: float = 60.0
+    patience: float = 60.0
     network: Network = NETWORKS["loopback"]
 
     def check(self, program: Program) -> None:
@@ -65,6 +67,7 @@ class Cheetah(Engine):
             batch=batch,
             fraction_bits=self.fraction_bits,
             connect_timeout=self.connect_timeout,
+            patience=self.patience,
             network=self.network,
             progress=progress,
         )

@@ -8,6 +8,7 @@ each other do they hand their ports over to SPU, at the same moment.
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Literal
 
 from reluctant.errors import EngineError, UsageError
@@ -59,8 +60,12 @@ def listen_at(address: str) -> socket.socket:
     return listener
 
 
-def meet(role: Literal["server", "client"], listen: str, peer: str, seconds: float) -> None:
-    """Return when the other party is there, at about the same time in both.
+def meet(
+    role: Literal["server", "client"], listen: str, peer: str, seconds: float
+) -> tuple[socket.socket, socket.socket]:
+    """Return when the other party is there, at about the same time in both: a connection to it, and one from it.
+
+    Both stay open beside SPU's link; nobody listens any more.
 
     Args:
         role: of this party.
@@ -81,9 +86,8 @@ def meet(role: Literal["server", "client"], listen: str, peer: str, seconds: flo
     called.stop()
     if connection is None or not heard:
         raise EngineError(f"nobody answered at {peer} within {seconds:g} seconds; is the other party running there?")
-    with connection:
-        connection.sendall(_READY)
-        called.wait_ready()
+    connection.sendall(_READY)
+    return connection, called.wait_ready()
 
 
 class _Called(threading.Thread):
@@ -126,14 +130,12 @@ class _Called(threading.Thread):
         self._stopped.set()
         self.join()
 
-    def wait_ready(self) -> None:
-        """Wait until the other party has given up its port, too, or for a second at most."""
-        if self._connection is not None:
-            with self._connection as connection:
-                try:
-                    connection.recv(len(_READY))
-                except OSError:
-                    return
+    def wait_ready(self) -> socket.socket:
+        """Return the other party's connection once it has given up its port, too, or after a second at most."""
+        assert self._connection is not None
+        with suppress(OSError):
+            self._connection.recv(len(_READY))
+        return self._connection
 
 
 def _call(call: bytes, peer: str, deadline: float) -> socket.socket | None:

@@ -40,20 +40,23 @@ class Place:
         listen: ``host:port`` of this party.
         peer: ``host:port`` of the other, as seen from here.
         connect_timeout: seconds to wait for the other.
+        patience: seconds of silence after which the other counts as stalled; it says every second that it lives.
 
     Raises:
-        UsageError: an address is not ``host:port``, or the time-out no number above zero.
+        UsageError: an address is not ``host:port``, or a time no number above zero.
     """
 
     listen: str
     peer: str
     connect_timeout: float = 60.0
+    patience: float = 60.0
 
     def __post_init__(self) -> None:
         parse_address(self.listen)
         parse_address(self.peer)
-        if not 0 < self.connect_timeout < math.inf:
-            raise UsageError(f"connect_timeout is {self.connect_timeout}, expected seconds above zero")
+        for name in ("connect_timeout", "patience"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected seconds above zero")
 
 
 @dataclass
@@ -92,6 +95,7 @@ def run_locally(
     batch: int | None,
     fraction_bits: int,
     connect_timeout: float,
+    patience: float,
     network: Network,
     progress: Progress | None,
 ) -> EngineRun:
@@ -111,8 +115,8 @@ def run_locally(
             relay = stack.enter_context(Relay(network, (server, client)))
             towards_server, towards_client = relay.ports
         orders = [
-            Order("server", server, towards_client, connect_timeout, fraction_bits, batch),
-            Order("client", client, towards_server, connect_timeout, fraction_bits, batch),
+            Order("server", server, towards_client, connect_timeout, fraction_bits, batch, patience),
+            Order("client", client, towards_server, connect_timeout, fraction_bits, batch, patience),
         ]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reluctant-")))
         children = [
@@ -132,7 +136,7 @@ def serve(program: Program, place: Place, *, fraction_bits: int, progress: Progr
         EngineError: the client did not come, or broke off.
     """
     require_spu()
-    order = Order("server", place.listen, place.peer, place.connect_timeout, fraction_bits, None)
+    order = Order("server", place.listen, place.peer, place.connect_timeout, fraction_bits, None, place.patience)
     return _run_alone(order, progress, program=program)
 
 
@@ -147,7 +151,7 @@ def query(
         EngineError: the server did not come, or broke off.
     """
     require_spu()
-    order = Order("client", place.listen, place.peer, place.connect_timeout, fraction_bits, batch)
+    order = Order("client", place.listen, place.peer, place.connect_timeout, fraction_bits, batch, place.patience)
     return _run_alone(order, progress, images=images)
 
 
@@ -219,11 +223,12 @@ def _supervise(children: list[_Child], progress: Progress | None) -> None:
     deadline = time.monotonic() + _GRACE_SECONDS
     while time.monotonic() < deadline and any(child.process.poll() is None for child in children):
         _hear(said, None, first, 0.1)
+    failed = [child for child in children if child.failed()]
     for child in children:
         _stop_reading(child)
     while not said.empty():
         _hear(said, None, first, 0.0)
-    raise _blame(first, children)
+    raise _blame(first, failed)
 
 
 def _hear(said: Any, progress: Progress | None, speaker: _Child, seconds: float) -> None:
@@ -246,9 +251,8 @@ def _stop_reading(child: _Child) -> None:
         child.reader.join(2)
 
 
-def _blame(first: _Child, children: list[_Child]) -> ReluctantError:
+def _blame(first: _Child, failed: list[_Child]) -> ReluctantError:
     """Return the error of the party that failed of itself, not of the one that lost its peer by that."""
-    failed = [child for child in children if child.failed()]
     mute = [child for child in failed if child.end is None]
     busy = [child for child in failed if child.process.returncode != ALONE]
     return (mute or busy or [first])[0].error()

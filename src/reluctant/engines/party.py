@@ -38,6 +38,7 @@ class Order:
         listen, peer: ``host:port`` of this party and of the other, as seen from here.
         connect_timeout: seconds to wait for the other to appear.
         batch: images in one run, which the client decides; ``None`` for what suits the program.
+        patience: seconds of silence after which the other counts as stalled.
     """
 
     role: Role
@@ -46,6 +47,7 @@ class Order:
     connect_timeout: float
     fraction_bits: int
     batch: int | None
+    patience: float
 
 
 def write_order(folder: Path, order: Order, *, program: Program | None = None, images: Any = None) -> None:
@@ -135,13 +137,17 @@ def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
     rank, other = (SERVER, "client") if order.role == "server" else (CLIENT, "server")
     log = Log(folder / "spu.log")
     voice.progress("connect", 0, 1)
-    meet(order.role, order.listen, order.peer, order.connect_timeout)
+    connections = meet(order.role, order.listen, order.peer, order.connect_timeout)
+    gone = EngineError(f"the {other} at {order.peer} broke off in the middle of the run; this party stopped")
+    mute = EngineError(
+        f"the {other} at {order.peer} has been silent for {order.patience:g} seconds: it hangs, or the link is down; "
+        "this party stopped"
+    )
+    watch = PeerWatch(*connections, order.patience, lambda stalled: voice.end(mute if stalled else gone, ALONE))
     late = EngineError(f"the {other} at {order.peer} was there, but its link did not open in {_LINK_SECONDS} seconds")
     deadline = Deadline(_LINK_SECONDS, lambda: voice.end(late, ALONE))
     link = _connect(order, rank)
     deadline.stop()
-    gone = EngineError(f"the {other} at {order.peer} broke off in the middle of the run; this party stopped")
-    watch = PeerWatch(order.peer, lambda: voice.end(gone, ALONE))
     session = Session(rank, link, log, Settings(order.fraction_bits), voice.progress)
     try:
         if rank == SERVER:

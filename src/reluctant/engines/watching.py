@@ -6,11 +6,13 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from reluctant.engines.meeting import parse_address
+#: So often a party says that it lives.
+_PULSE_SECONDS = 1.0
 
-#: So long a party whose peer has closed its connection waits for its own end, since the other may just be done first.
+#: So long a party whose peer is gone waits for its own end, since the other may just be done first.
 _GRACE_SECONDS = 1.0
 
 #: Exit codes of a party that stopped by itself.
@@ -18,37 +20,46 @@ ALONE, ORPHANED = 4, 5
 
 
 class PeerWatch:
-    """Holds a connection to the other party's port; when it closes, the other party is gone.
+    """Tells the other party every second that this one lives, and listens to the same from there.
 
     Args:
-        address: where the other party listens.
-        alone: called, once, if it is gone before :meth:`finish`; it must end the process.
+        speaking, hearing: connections to the other party and from it.
+        patience: seconds of silence after which it counts as stalled.
+        alone: called, once, if it is gone (with false) or silent (with true) before :meth:`finish`; it must end the
+            process.
     """
 
-    def __init__(self, address: str, alone: Callable[[], None]) -> None:
-        self._connection = socket.create_connection(parse_address(address), timeout=10)
-        self._connection.settimeout(None)
-        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-            if hasattr(socket, option):
-                self._connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-        self._alone, self._finished = alone, threading.Event()
+    def __init__(
+        self, speaking: socket.socket, hearing: socket.socket, patience: float, alone: Callable[[bool], None]
+    ) -> None:
+        self._speaking, self._hearing, self._alone = speaking, hearing, alone
+        hearing.settimeout(patience)
+        self._finished = threading.Event()
         self.lost = threading.Event()
-        threading.Thread(target=self._wait, daemon=True).start()
+        for work in (self._speak, self._hear):
+            threading.Thread(target=work, daemon=True).start()
 
     def finish(self) -> None:
         """Say that the other party may go now."""
         self._finished.set()
 
-    def _wait(self) -> None:
+    def _speak(self) -> None:
+        with suppress(OSError):
+            while not self._finished.wait(_PULSE_SECONDS):
+                self._speaking.sendall(b".")
+
+    def _hear(self) -> None:
+        stalled = False
         try:
-            while self._connection.recv(1):
+            while self._hearing.recv(64):
                 pass
+        except TimeoutError:
+            stalled = True
         except OSError:
             pass
         self.lost.set()
         if not self._finished.wait(_GRACE_SECONDS):
-            self._alone()
+            self._alone(stalled)
 
 
 def die_with_parent(folder: Path) -> None:

@@ -44,6 +44,7 @@ def fold(draft: Draft, *, merging: bool = True) -> None:
 
 def _drop_nothing(draft: Draft, op: Op) -> bool:
     empty = isinstance(op, Scale) and not op.arrays() and op.factor == 1 and op.factors is None
+    empty |= isinstance(op, AvgPool) and op.kernel == op.stride == (1, 1) and not any(op.padding)
     if empty or (isinstance(op, Reshape) and op.shape == draft.shapes()[op.inputs[0]]):
         draft.drop(op)
         return True

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from reluctant.records import Secure
+from reluctant.costs.money import Tariff
+from reluctant.records import Record, Secure
 from reluctant.report.networks import Network
 
 
@@ -13,6 +14,7 @@ def cards(networks: Sequence[Network]) -> list[dict[str, Any]]:
     Accuracies are shares of 1, over the first ``n_test`` test images. ``secure`` is ``None`` where no private inference
     was run, ``secure["dense"]`` where none was run with the dense network in the same setting. A card's ``secure`` has
     ``dense`` and ``linearized`` with the same keys: totals over all ``images``, both directions together.
+    ``predicted`` is of one image.
     """
     return [_card(network) for network in networks if not network.is_dense]
 
@@ -38,9 +40,21 @@ def _card(network: Network) -> dict[str, Any]:
             "n_twin": twin.accuracy.get("n_twin") if twin else None,
         },
         "secure": _secure(network, network.run.secure) if network.run and network.run.secure else None,
+        "predicted": _predicted(head),
         "device": network.run.device if network.run else head.device,
         "mask": next((record.mask["digest"] for record in reversed(network.records) if record.mask), None),
         "records": [record.name for record in network.records],
+    }
+
+
+def _predicted(record: Record) -> dict[str, Any] | None:
+    """Return the prediction in a record, and dollars for 1,000 images over each link, at usual prices."""
+    found = record.predicted
+    if found is None:
+        return None
+    return {
+        **found,
+        "dollars": {link: Tariff().dollars(found["bytes"], s) for link, s in found.get("seconds", {}).items()},
     }
 
 

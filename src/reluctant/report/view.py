@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reluctant.records import KeptSite, NetworkCost, Record, Secure, SiteCost
+from reluctant.costs.money import Tariff
+from reluctant.records import KeptSite, NetworkCost, Predicted, Record, Secure, SiteCost
 from reluctant.report import plot, sentences
 from reluctant.report.findings import Parts, parts
 from reluctant.report.front import Front, fronts
@@ -136,6 +137,16 @@ class View:
             witness = next((other for other in group if other.dense_cost), network)
             cost = witness.dense_cost
         return cells + (_cost_cells(cost, network.dense_cost, _secure(witness)["batch"]) if cost else [_NOT_RUN])
+
+    @property
+    def predictions(self) -> list[tuple[Network, Predicted, float]]:
+        """Networks whose seconds were predicted, with that and with the dollars for 1,000 images on a WAN."""
+        found = [(network, network.head.predicted) for network in self.networks]
+        return [
+            (network, predicted, Tariff().dollars(predicted["bytes"], predicted["seconds"]["wan"]))
+            for network, predicted in found
+            if predicted and "seconds" in predicted
+        ]
 
     def bars(self) -> list[Bar]:
         """Return the bytes of every network that was run, its dense one before it."""
