@@ -97,10 +97,10 @@ def tiles(rows: int, inner: int, columns: int) -> Tiles:
     unpacked = blocks[0] * blocks[2]
     if packed := unpacked > 1:
         interleaved = tile[1] < rows * columns
-        unpacked = unpacked if interleaved else rows * columns  # coefficient by coefficient
-        places = tile[1] if interleaved else min(DEGREE, 1 << (unpacked - 1).bit_length())
-        answers = -(-unpacked // places)
-        rotations = sum(_rotations(min(places, unpacked - first), places) for first in range(0, unpacked, places))
+        leaves = unpacked if interleaved else rows * columns  # else coefficient by coefficient
+        places = tile[1] if interleaved else min(DEGREE, 1 << (leaves - 1).bit_length())
+        answers = -(-leaves // places)
+        rotations = sum(_rotations(min(places, leaves - first), places) for first in range(0, leaves, places))
     else:
         blocks = _blocks(dims, _cheapest_tile(dims, packed=False))
         answers, unpacked, rotations = blocks[0] * blocks[2], 0, 0
@@ -250,7 +250,16 @@ def held_at_most(steps: Iterable[Work]) -> Work:
     Args:
         steps: the work of the set-up, and of each step after it.
     """
+    steps = list(steps)
     most = functools.reduce(operator.or_, steps, Work())
     held = Work({unit: most[unit] for unit in ("comparison", "polynomial product", "unpacked answer")})
-    streams_used = max(most["truncation stream"], most["comparison stream"])
+    streams_used = max(
+        (
+            -(-step[f"{kind} stream"] // step[f"{kind} call"])
+            for step in steps
+            for kind in ("truncation", "comparison")
+            if step[f"{kind} call"]
+        ),
+        default=0,
+    )
     return held + Work({"process": 1, "stream": streams_used, "both directions": min(most["comparison"], 1)})
