@@ -19,8 +19,8 @@ def calibrate(
 ) -> None:
     """Measure the bytes, messages, seconds and round trips of every secure operation on this machine; write a table.
 
-    Takes some seven minutes; leave the machine alone in that time. `--prices` of other commands takes the table in place
-    of the one that comes with this package.
+    Takes some seven minutes; leave the machine alone in that time. `--prices` of other commands takes the table in
+    place of the one that comes with this package.
     """
     from reluctant.calibration import calibrate as measured
     from reluctant.calibration import residuals
