@@ -1,6 +1,8 @@
 """What a network's ReLUs cost in bytes or seconds, site by site, so that a budget in either can be kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,8 @@ from reluctant.errors import BudgetError
 from reluctant.mask import Mask
 from reluctant.masked import MaskedModel
 from reluctant.prices import Prices, SitePrice
-from reluctant.program.lower import lower
-from reluctant.program.operations import Activation
+from reluctant.program.lower import lowering
+from reluctant.program.operations import Activation, Op
 from reluctant.program.ops import Program
 
 #: A ReLU that a party computes on its own numbers costs nothing, but masks divide by prices.
@@ -27,8 +29,8 @@ def price_list(masked: MaskedModel, budget: Budget, table: Path | None = None) -
     """Return what the ReLUs of ``masked`` cost in the unit of ``budget``: of one image, after set-up.
 
     In bytes and seconds, a ReLU costs its comparison and its share of the transfers that are fetched now and then; a
-    site costs what its comparisons take however few they are. The sum is an upper bound of what
-    :meth:`CostModel.predict` says of one image.
+    site costs what its comparisons take however few they are; all else what it costs where these sites are alive and no
+    other. The sum is an upper bound of what :meth:`CostModel.predict` says of one image.
 
     Args:
         masked: with the surrogate that will be used. Its mask does not matter, and is left as it is.
@@ -44,20 +46,23 @@ def price_list(masked: MaskedModel, budget: Budget, table: Path | None = None) -
     if budget.quantity.unit not in ("bytes", "seconds"):
         return Prices.count(masked.sites)
     unit = _unit_of(budget, table)
-    program = _with_one_relu_a_site(masked)
-    stocks = stocks_of(program, 1, unit.model.processors, unit.model.stock)
-    items = [(op, unit.of(done)) for op, _, done in work(program, 1, stocks)]
-    shared = {op.site for op, _ in items if isinstance(op, Activation)}
+    with_one_relu = _lowering_with_one_relu(masked)
     by_site = {name: SitePrice(_LEAST) for name in masked.sites}
-    for op in program.activations():
-        if op.site in shared:
-            by_site[op.site] = _site_price(op, unit)
-            if by_site[op.site].relu <= 0:
-                raise BudgetError(
-                    f"under {unit.model.engine} what stands in for a dropped ReLU ({masked.surrogate.name}) costs more "
-                    f"{unit.name} than the ReLU, so dropping any saves nothing: take a surrogate of the free track"
-                )
-    return Prices(by_site, unit.name, sum(cost for op, cost in items if not isinstance(op, Activation)))
+    shared = {op.site: op for op, _ in unit.items(with_one_relu(frozenset(masked.sites))) if isinstance(op, Activation)}
+    for name, op in shared.items():
+        by_site[name] = _site_price(op, unit)
+        if by_site[name].relu <= 0:
+            raise BudgetError(
+                f"under {unit.model.engine} what stands in for a dropped ReLU ({masked.surrogate.name}) costs more "
+                f"{unit.name} than the ReLU, so dropping any saves nothing: take a surrogate of the free track"
+            )
+
+    @cache
+    def beside(alive: frozenset[str]) -> float:
+        items = unit.items(with_one_relu(alive))
+        return sum(cost for op, cost in items if not (isinstance(op, Activation) and op.site in alive))
+
+    return Prices(by_site, unit.name, beside(frozenset()), beside)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class _Unit:
     name: str
     model: CostModel
     network: Network
+
+    def items(self, program: Program) -> list[tuple[Op | None, float]]:
+        """Return what each operation of ``program`` costs; an operation may be there several times."""
+        stocks = stocks_of(program, 1, self.model.processors, self.model.stock)
+        return [(op, self.of(done)) for op, _, done in work(program, 1, stocks)]
 
     def of(self, done: Work) -> float:
         cost = self.model.cost(done)
@@ -84,14 +94,15 @@ def _unit_of(budget: Budget, table: Path | None) -> _Unit:
     return _Unit(name, CostModel.load(engine, table), parse_network(link) if slash else NETWORKS["loopback"])
 
 
-def _with_one_relu_a_site(masked: MaskedModel) -> Program:
-    """Return the program of ``masked`` where no site is empty, so that nothing is merged across one."""
-    before = masked.mask
-    try:
-        first = {name: (torch.arange(site.relus) == 0).view(site.shape) for name, site in masked.sites.items()}
-        return lower(masked.set_mask(Mask(first)))
-    finally:
-        masked.set_mask(before)
+def _lowering_with_one_relu(masked: MaskedModel) -> Callable[[frozenset[str]], Program]:
+    """Return what makes the program of ``masked`` with one ReLU at each site that is alive, and none elsewhere."""
+    lowered = lowering(masked)
+
+    def program(alive: frozenset[str]) -> Program:
+        kept = {n: (torch.arange(s.relus) < (n in alive)).view(s.shape) for n, s in masked.sites.items()}
+        return lowered(Mask(kept))
+
+    return program
 
 
 def _site_price(op: Activation, unit: _Unit) -> SitePrice:
