@@ -20,7 +20,7 @@ from reluctant.costs.delphi import (
     ciphertexts,
     evaluation_seconds,
 )
-from reluctant.costs.model import Cost, Spent
+from reluctant.costs.model import Cost, Spent, total
 from reluctant.costs.profile import slopes
 
 #: Bytes of a label as DELPHI sends it, and of an element that is opened.
@@ -66,13 +66,12 @@ class Circa(Delphi):
         """See :meth:`Profile.relus`. Two round trips: the sign as in DELPHI, then a product."""
         compared = self.bits - self.truncated
         sent = self.circuit_bytes + TRANSFER_BYTES * compared
-        triple = ciphertexts(2, 1)
+        stock = total((ciphertexts(2, 1), Cost(seconds=2 * evaluation_seconds(slopes(SLOTS)))))
         garbling = GARBLING_SECONDS * self.gates / and_gates()
-        multiplying = triple.seconds / SLOTS + 2 * evaluation_seconds(slopes(1))
         labels = LABEL_BYTES * compared + OPENED_BYTES
         return Spent(
             online=Cost(
                 count * (labels + ELEMENT_BYTES + 2 * OPENED_BYTES), seconds=count * EVALUATION_SECONDS, trips=2
             ),
-            offline=Cost(count * (sent + triple.bytes / SLOTS), seconds=count * (garbling + multiplying)),
+            offline=Cost(count * (sent + stock.bytes / SLOTS), seconds=count * (garbling + stock.seconds / SLOTS)),
         )
