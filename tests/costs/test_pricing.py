@@ -36,7 +36,7 @@ def test_prices_add_up_to_the_prediction(surrogate, shares):
 @pytest.mark.parametrize("shares", SHARES)
 def test_prices_of_a_profile_add_up_to_its_prediction(protocol, surrogate, shares):
     """All work of an image, or what is left of it once the image is there."""
-    masked, link = masked_small(shares, surrogate), NETWORKS["wan"]
+    masked, link = masked_small(shares, surrogate, shape=(3, 32, 32)), NETWORKS["wan"]
     found = CostModel.load(protocol).predict(lower(masked, ["merge", "collapse"]), network=link)
     for text, predicted in (
         (f"9GB@{protocol}", found.bytes),

@@ -58,7 +58,9 @@ def price_list(masked: MaskedModel, budget: Budget, table: Path | None = None) -
                     f"under {unit.model.engine} what stands in for a dropped ReLU ({masked.surrogate.name}) costs more "
                     f"{unit.name} than the ReLU, so dropping any saves nothing: take a surrogate of the free track"
                 )
-    prices = Prices(by_site, unit.name, sum(cost for op, cost in items if not isinstance(op, Activation)))
+    floor = sum(cost for op, cost in items if not isinstance(op, Activation))
+    floor += sum(_surrogates(op, unit) for op in program.activations() if op.site in shared)
+    prices = Prices(by_site, unit.name, floor)
     if math.isnan(prices.cost(dict.fromkeys(masked.sites, 1))):
         missing = ", ".join(unit.model.omitted)
         raise BudgetError(f"no budget in {unit.name} can be kept under {unit.model.engine}: not known are {missing}")
@@ -107,6 +109,13 @@ def _with_one_relu_a_site(masked: MaskedModel) -> Program:
         masked.set_mask(before)
 
 
+def _surrogates(op: Activation, unit: _Unit) -> float:
+    """Return what stands in for all ReLUs of a site costs, where a surrogate that computes something is affordable."""
+    if op.c1 is None and op.c2 is None:
+        return 0.0
+    return unit.of(unit.model.activation(replace(op, keep=np.zeros_like(op.keep))))
+
+
 def _site_price(op: Activation, unit: _Unit) -> SitePrice:
     size = len(op.keep)
 
@@ -114,4 +123,5 @@ def _site_price(op: Activation, unit: _Unit) -> SitePrice:
         return unit.of(unit.model.activation(replace(op, keep=np.arange(size) < kept)))
 
     relu = unit.of(unit.model.relu()) - step(0) / size
-    return SitePrice(relu, max(step(kept) - relu * kept for kept in {1, size - 1, size} - {0}))
+    alive = max(step(kept) - relu * kept for kept in {1, size - 1, size} - {0})
+    return SitePrice(relu, alive - _surrogates(op, unit))
