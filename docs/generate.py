@@ -11,7 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import reluctant as rl
+from reluctant.costs import PROTOCOLS
+from reluctant.costs.model import CostModel, Prediction
+from reluctant.costs.networks import NETWORKS
 from reluctant.engines import ENGINES
 from reluctant.engines.base import Security
 from reluctant.methods import METHODS
@@ -24,6 +29,7 @@ from reluctant.report.published import cifar100_figure, cifar100_page
 from reluctant.report.results import read_recipes
 from reluctant.surrogates import Surrogate
 from reluctant.training import Training
+from reluctant.units import format_bytes, format_seconds
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -45,6 +51,7 @@ def generate() -> None:
     for bench in benches:
         if picture := bench_figure(bench):
             write(DOCS / "images" / f"{bench.grid.picture}.svg", picture)
+    write(DOCS / "protocols.md", protocols_table())
     write(DOCS / "api.md", api_page())
     pages = {f"{name}.md": method_page(METHODS[name]) for name in METHODS}
     for name, page in pages.items():
@@ -205,6 +212,39 @@ def engines_table() -> str:
         against = "nobody" if security.adversary == "none" else f"{security.adversary} parties"
         rows.append(f"| `{name}` | {private} | {against} | {security.parties} | {security.dealer} | {included} |")
     return "\n".join(rows)
+
+
+def protocols_table() -> str:
+    """Return what a ResNet-18 for 32x32 images costs under each protocol, all ReLUs kept and a tenth at every site."""
+    model, example = rl.MODELS["resnet18"](10, 3).eval(), torch.zeros(1, 3, 32, 32)
+    masked = rl.attach(model, rl.find_sites(model, example))
+    rows = [
+        "| ReLUs | protocol | before | then | for ReLUs | round trips for them | before, LAN / WAN | then, LAN / WAN |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for label, stride in (("all", 1), ("10 %", 10)):
+        keep = {name: (torch.arange(site.relus) % stride == 0).view(site.shape) for name, site in masked.sites.items()}
+        program = rl.lower(masked.set_mask(rl.Mask(keep)))
+        for name in PROTOCOLS:
+            by_link = [CostModel.load(name).predict(program, network=NETWORKS[link]) for link in ("lan", "wan")]
+            rows.append(f"| {label} | `{name}` | {' | '.join(protocol_cells(*by_link))} |")
+    return "\n".join(rows) + "\n"
+
+
+def protocol_cells(lan: Prediction, wan: Prediction) -> list[str]:
+    """Return bytes, round trips and seconds of one image; - for what is not known, or done once for many images."""
+    before = lan.offline if lan.provenance != "measured" else None
+    trips = [site.round_trips for site in lan.by_site if site.round_trips is not None]
+    sent = [before and before.bytes, lan.online.bytes, lan.comparison_bytes]
+    seconds = [
+        [before and found.offline.seconds for found in (lan, wan)],
+        [found.online.seconds for found in (lan, wan)],
+    ]
+    return [
+        *("-" if count is None else format_bytes(count) for count in sent),
+        f"{sum(trips):,.0f}",
+        *("-" if None in pair else " / ".join(map(format_seconds, pair)) for pair in seconds),
+    ]
 
 
 if __name__ == "__main__":

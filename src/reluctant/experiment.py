@@ -4,7 +4,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +22,12 @@ from reluctant.checkpoints import (
     save_checkpoint,
     weights_digest,
 )
-from reluctant.costs.counting import count
-from reluctant.costs.model import CostModel
-from reluctant.costs.money import Tariff
-from reluctant.costs.networks import parse_network
 from reluctant.costs.pricing import price_list
 from reluctant.data import load_task, task_shape
 from reluctant.engines.base import EngineRun
 from reluctant.engines.parties import Place, query, serve
 from reluctant.engines.spu import FRACTION_BITS
-from reluctant.errors import UnsupportedOperation, UsageError
+from reluctant.errors import UsageError
 from reluctant.files import UNFINISHED, write_json
 from reluctant.linearization import linearize
 from reluctant.loop import is_late, read_state, write_state
@@ -91,54 +86,6 @@ def open_model(name: str, task: str | None = None, machine: Machine | None = Non
     spec = ModelSpec.parse(name)
     classes, shape = task_shape(task or "digits", data=machine.data)
     return Checkpoint(spec.build(classes, shape[0]).eval(), None, Origin(str(spec), task or "digits", classes, shape))
-
-
-def count_cost(
-    checkpoint: Checkpoint,
-    engine: str = "cheetah",
-    network: str = "loopback",
-    table: Path | None = None,
-    tariff: Tariff | None = None,
-    without: Collection[str] = (),
-) -> dict[str, Any]:
-    """Return what one inference with one image computes: comparisons, surrogate operations, multiply-adds.
-
-    And what it would cost under ``engine`` over ``network``: the keys of :meth:`Prediction.to_json`, and ``dollars``
-    for 1,000 images. Without them for a network that no secure program computes.
-
-    Args:
-        table: of prices, see :meth:`CostModel.load`.
-        tariff: what machines and traffic cost.
-        without: rewrites of the program to leave out, see :func:`reluctant.program.lower.lower`.
-
-    Raises:
-        UnknownName: no table of prices for that engine.
-        UsageError: no such link or table.
-    """
-    prices, link = CostModel.load(engine, table), parse_network(network)
-    masked = as_masked(checkpoint.model, checkpoint.example)
-    counted = count(checkpoint.dense, masked.sites, checkpoint.example).to_json()
-    mask, operations = masked.mask, masked.surrogate.operations
-    dropped = mask.total - mask.kept
-    counted["relus"] |= {
-        "kept": mask.kept,
-        "sites": len(mask),
-        "sites_kept": mask.sites_kept,
-        "kept_by_site": mask.by_site(),
-    }
-    counted["surrogates"] = {
-        "name": masked.surrogate.name,
-        "squares": dropped * operations.count("square"),
-        "slopes": dropped * operations.count("multiply"),
-        "biases": dropped * operations.count("add"),
-    }
-    try:
-        found = prices.predict(lower(masked, without), network=link)
-    except UnsupportedOperation:
-        return counted
-    tariff = tariff or Tariff()
-    dollars = {"dollars": tariff.dollars(found.bytes, found.seconds), "tariff": tariff.to_json()}
-    return counted | found.to_json() | dollars
 
 
 def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = silent) -> Record:

@@ -174,20 +174,20 @@ def predicted_cost(masked: MaskedModel) -> Predicted | None:
         model, program = CostModel.load("cheetah"), lower(masked)
     except UsageError:
         return None
-    by_link = {name: model.predict(program, network=link) for name, link in NETWORKS.items()}
+    by_link = {name: model.predict(program, network=link).to_json() for name, link in NETWORKS.items()}
     found = by_link["loopback"]
     return {
-        "engine": found.engine,
-        "bytes": found.bytes,
-        "messages": found.messages,
-        "comparison_bytes": found.comparison_bytes,
-        "surrogate_bytes": found.surrogate_bytes,
-        "linear_bytes": found.linear_bytes,
-        "pooling_bytes": found.pooling_bytes,
-        "seconds": {name: prediction.seconds for name, prediction in by_link.items()},
-        "setup_bytes": found.setup.bytes,
-        "setup_seconds": {name: prediction.setup.seconds for name, prediction in by_link.items()},
-        "memory": found.memory,
+        "engine": found["engine"],
+        "bytes": found["bytes"],
+        "messages": found["messages"],
+        "comparison_bytes": found["comparison_bytes"],
+        "surrogate_bytes": found["surrogate_bytes"],
+        "linear_bytes": found["linear_bytes"],
+        "pooling_bytes": found["pooling_bytes"],
+        "seconds": {name: prediction["seconds"] for name, prediction in by_link.items()},
+        "setup_bytes": found["setup"]["bytes"],
+        "setup_seconds": {name: prediction["setup"]["seconds"] for name, prediction in by_link.items()},
+        "memory": found["memory"],
     }
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reluctant.costs import PROTOCOLS
 from reluctant.costs.networks import parse_network
 from reluctant.distillation import logits
 from reluctant.engines import ENGINES
@@ -119,8 +120,13 @@ def make_engine(name: str, network: str = "loopback") -> Engine:
 
     Raises:
         UnknownName: no such engine.
-        UsageError: no such network, or an engine that has no parties to join.
+        UsageError: no such network, an engine that has no parties to join, or a protocol that can only be priced.
     """
+    if name in PROTOCOLS and name not in ENGINES:
+        raise UsageError(
+            f"{name} cannot be run here, only priced by an analytic profile (reluctant cost --engine {name}); engines "
+            f"that run: {', '.join(ENGINES)}"
+        )
     link = parse_network(network)
     kind = ENGINES[name]
     if "network" in {field.name for field in fields(kind)}:

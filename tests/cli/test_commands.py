@@ -79,6 +79,30 @@ def test_cost_over_a_slow_link_takes_longer_and_what_is_paid_is_said(cli):
     assert free["tariff"] == {"dollars_per_gb": 1.0, "dollars_per_hour": 0.0}
 
 
+def test_cost_by_an_analytic_profile_has_the_same_keys_and_says_what_it_is(cli):
+    words = ("cost", "resnet8:width=8", "--task", "digits", "--network", "lan")
+    measured, made = (json.loads(cli(*words, "--engine", name, "--json").out) for name in ("cheetah", "delphi"))
+    assert made.keys() == measured.keys()
+    assert made["bytes"] == made["offline"]["bytes"] + made["online"]["bytes"]
+    assert made["seconds"] == pytest.approx(made["offline"]["seconds"] + made["online"]["seconds"])
+    assert (made["provenance"], made["memory"], made["messages"]) == ("analytic profile", None, None)
+    assert [site["kept"] for site in made["by_site"]] == [site["kept"] for site in measured["by_site"]]
+    line = cli(*words, "--engine", "delphi").out
+    assert "an analytic profile, not measured here, from figures of DELPHI's code in the artifact" in line
+    assert " - of memory a party" in line
+
+
+def test_cost_under_all_protocols_is_a_table(cli):
+    words = ("cost", "resnet8:width=8", "--task", "digits", "--engine", "all")
+    made = json.loads(cli(*words, "--json").out)
+    assert list(made) == ["cheetah", "delphi", "circa", "cryptflow2"]
+    assert made["delphi"]["comparison_bytes"] == 2304 * (20_272 + 9)
+    rows = cli(*words).out.splitlines()
+    assert [row.split()[0] for row in rows] == ["protocol", *made]
+    assert "46.7 MB" in rows[2]
+    assert rows[4].count("  -  ") == 2  # CrypTFlow2: bytes and seconds of a whole network are not known
+
+
 def test_budget_in_bytes_is_kept_and_used(cli, teacher):
     words = ("linearize", teacher, "--method", "random", "--budget", "4.95MB@cheetah", *QUICK, "--out", "s", "--json")
     made = json.loads(cli(*words).out)

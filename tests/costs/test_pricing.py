@@ -28,6 +28,23 @@ def test_prices_add_up_to_the_prediction(surrogate, shares):
         assert predicted - 1e-9 <= priced <= 1.1 * predicted
 
 
+@pytest.mark.parametrize("protocol", ["delphi", "circa"])
+@pytest.mark.parametrize("surrogate", [Identity(), Affine(), Quadratic()])
+@pytest.mark.parametrize("shares", SHARES)
+def test_prices_of_a_profile_add_up_to_its_prediction(protocol, surrogate, shares):
+    """All work of an image, or what is left of it once the image is there."""
+    masked, link = masked_small(shares, surrogate, shape=(3, 32, 32)), NETWORKS["wan"]
+    found = CostModel.load(protocol).predict(lower(masked), network=link)
+    for text, predicted in (
+        (f"9GB@{protocol}", found.bytes),
+        (f"9GB@{protocol}:online", found.online.bytes),
+        (f"9s@{protocol}/wan", found.seconds),
+        (f"9s@{protocol}:online/wan", found.online.seconds),
+    ):
+        priced = price_list(masked, Budget.parse(text)).cost(masked.mask.by_site())
+        assert predicted - 1e-6 * predicted <= priced <= 1.25 * predicted, text
+
+
 def test_prices_do_not_depend_on_the_mask_and_leave_it():
     masked = masked_small((0.3, 0.6))
     before, budget = masked.mask, Budget.parse("9MB@cheetah")

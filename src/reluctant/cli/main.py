@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -57,6 +58,13 @@ def settings(
 def show(value: Any, line: str, as_json: bool) -> None:
     """Print ``value`` as JSON or ``line`` for a person, on standard output."""
     print(json.dumps(value, indent=2) if as_json else line)
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Return the rows of ``table`` as lines whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

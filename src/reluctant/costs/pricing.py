@@ -1,5 +1,6 @@
 """What a network's ReLUs cost in bytes or seconds, site by site, so that a budget in either can be kept."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -9,10 +10,8 @@ import numpy as np
 import torch
 
 from reluctant.budget import Budget
-from reluctant.costs.cheetah import Stocks, Work
-from reluctant.costs.model import CostModel
+from reluctant.costs.model import CostModel, Spent
 from reluctant.costs.networks import NETWORKS, Network, parse_network
-from reluctant.costs.work import activation_work, stocks_of, work
 from reluctant.errors import BudgetError
 from reluctant.mask import Mask
 from reluctant.masked import MaskedModel
@@ -28,6 +27,9 @@ _LEAST = 1e-12
 def price_list(masked: MaskedModel, budget: Budget, table: Path | None = None) -> Prices:
     """Return what the ReLUs of ``masked`` cost in the unit of ``budget``: of one image, after set-up.
 
+    Under a protocol that prepares each image before it comes, that counts, too, unless the budget is in what is left
+    for afterwards (``2s@delphi:online/lan``).
+
     In bytes and seconds, a ReLU costs its comparison and its share of the transfers that are fetched now and then; a
     site costs what its comparisons take however few they are; all else what it costs where these sites are alive and no
     other. The sum is an upper bound of what :meth:`CostModel.predict` says of one image.
@@ -37,9 +39,9 @@ def price_list(masked: MaskedModel, budget: Budget, table: Path | None = None) -
         table: see :meth:`CostModel.load`.
 
     Raises:
-        BudgetError: the budget does not say under which engine or over which link, or dropping a ReLU saves nothing
-            there, since its surrogate costs more.
-        UnknownName: no such engine.
+        BudgetError: the budget does not say under which protocol or over which link, dropping a ReLU saves nothing
+            there, since its surrogate costs more, or not all that counts has a price there.
+        UnknownName: no such protocol.
         UsageError: no such link, or no such table.
         UnsupportedOperation: no secure program computes the network.
     """
@@ -62,7 +64,11 @@ def price_list(masked: MaskedModel, budget: Budget, table: Path | None = None) -
         items = unit.items(with_one_relu(alive))
         return sum(cost for op, cost in items if not (isinstance(op, Activation) and op.site in alive))
 
-    return Prices(by_site, unit.name, beside(frozenset()), beside)
+    prices = Prices(by_site, unit.name, beside(frozenset()), beside)
+    if math.isnan(prices.cost(dict.fromkeys(masked.sites, 1))):
+        missing = ", ".join(unit.model.omitted)
+        raise BudgetError(f"no budget in {unit.name} can be kept under {unit.model.engine}: not known are {missing}")
+    return prices
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,14 @@ class _Unit:
     name: str
     model: CostModel
     network: Network
+    online: bool
 
     def items(self, program: Program) -> list[tuple[Op | None, float]]:
         """Return what each operation of ``program`` costs; an operation may be there several times."""
-        stocks = stocks_of(program, 1, self.model.processors, self.model.stock)
-        return [(op, self.of(done)) for op, _, done in work(program, 1, stocks)]
+        return [(op, self.of(spent)) for op, _, spent in self.model.account(program, [1]).steps]
 
-    def of(self, done: Work) -> float:
-        cost = self.model.cost(done)
+    def of(self, spent: Spent) -> float:
+        cost = spent.online if self.online else spent.total
         return cost.bytes if self.name == "bytes" else cost.lasts(self.network)
 
 
@@ -91,7 +97,14 @@ def _unit_of(budget: Budget, table: Path | None) -> _Unit:
         form = f"{written}@cheetah/wan" if name == "seconds" else f"{written}@cheetah"
         what = "an engine and a link" if name == "seconds" else "an engine alone"
         raise BudgetError(f"budget {budget.text} is in {name}, which depend on {what}: write {form}")
-    return _Unit(name, CostModel.load(engine, table), parse_network(link) if slash else NETWORKS["loopback"])
+    protocol, colon, phase = engine.partition(":")
+    if colon and phase != "online":
+        raise BudgetError(
+            f"budget {budget.text} counts the phase {phase!r}: write {protocol}:online, or {protocol} for the "
+            "preparation of each image as well"
+        )
+    link_of = parse_network(link) if slash else NETWORKS["loopback"]
+    return _Unit(name, CostModel.load(protocol, table), link_of, bool(colon))
 
 
 def _lowering_with_one_relu(masked: MaskedModel) -> Callable[[frozenset[str]], Program]:
@@ -109,10 +122,7 @@ def _site_price(op: Activation, unit: _Unit) -> SitePrice:
     size = len(op.keep)
 
     def step(kept: int) -> float:
-        stocks = Stocks(unit.model.processors, 1, [1 << 60] * unit.model.processors)
-        changed = replace(op, keep=np.arange(size) < kept)
-        return sum(unit.of(done) for _, _, done in activation_work(changed, "shared", 1, stocks))
+        return unit.of(unit.model.activation(replace(op, keep=np.arange(size) < kept)))
 
-    fetched = unit.of(Work({"transfer stock": 1, "transfer call": 1})) / unit.model.stock
-    relu = unit.of(Work({"comparison": 1})) - step(0) / size
-    return SitePrice(relu + fetched, max(step(kept) - relu * kept for kept in {1, size - 1, size} - {0}))
+    relu = unit.of(unit.model.relu()) - step(0) / size
+    return SitePrice(relu, max(step(kept) - relu * kept for kept in {1, size - 1, size} - {0}))

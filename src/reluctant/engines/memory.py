@@ -31,7 +31,7 @@ def check_memory(engine: str, program: Program, batch: int, parties: int) -> Non
     """
     available = available_memory()
     needed = CostModel.load(engine).predict(program, batch, batch).memory
-    if available is not None and parties * needed > available:
+    if available is not None and needed is not None and parties * needed > available:
         fewer = "send fewer images in a batch" if batch > 1 else "take a machine with more"
         raise EngineError(
             f"{engine} needs {format_bytes(needed)} of memory a party for this network in batches of {batch}, and "
