@@ -38,6 +38,7 @@ from reluctant.linearization import linearize
 from reluctant.loop import is_late, read_state, write_state
 from reluctant.masked import attach
 from reluctant.models import ModelSpec
+from reluctant.program.certificate import Certificate, certify
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
 from reluctant.progress import Progress, limit_of, silent
@@ -168,6 +169,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
         "selection": SELECTION,
         "note": recipe.note,
         "device": describe_device(str(fabric.device)),
+        "input_range": task.train.input_range,
     }
     origin = Origin(str(spec), task.name, len(task.classes), task.input_shape, facts=facts)
     _leave_the_rest_to_the_first(fabric)
@@ -212,6 +214,7 @@ def linearize_checkpoint(
         "selection": SELECTION,
         "note": recipe.note,
         "device": describe_device(str(fabric.device)),
+        "input_range": task.train.input_range,
     }
     origin = Origin(
         given.origin.model,
@@ -290,18 +293,34 @@ def run_checkpoint(
     task = machine.task(checkpoint.origin.task)
     _check_fits(checkpoint.origin, task, folder)
     run = secure_run(
-        checkpoint.model, task.images(images), engine=engine, network=network, batch=batch, progress=progress
+        checkpoint.model,
+        task.images(images),
+        engine=engine,
+        network=network,
+        batch=batch,
+        input_range=task.train.input_range,
+        progress=progress,
     )
     record = run_record(run, checkpoint.model, checkpoint.origin)
     record.save(folder if folder.is_dir() else folder.parent)
     return record, run
 
 
-def serve_checkpoint(folder: Path, place: Place, *, progress: Progress = silent) -> EngineRun:
-    """Be the server of one private inference with a client on another machine; return what it cost."""
+def serve_checkpoint(
+    folder: Path, place: Place, *, progress: Progress = silent
+) -> tuple[EngineRun, Certificate | None]:
+    """Be the server of one private inference with a client on another machine; return what it cost.
+
+    And the certificate of the fixed point, for the range of values that images of the network's task have: the client
+    refuses to send any other. ``None`` for checkpoints that do not know the range; then nothing is refused.
+    """
     checkpoint = load_checkpoint(folder)
-    program = lower(as_masked(checkpoint.model, checkpoint.example))
-    return serve(program, place, fraction_bits=FRACTION_BITS, progress=progress)
+    program, certificate = lower(as_masked(checkpoint.model, checkpoint.example)), None
+    if "input_range" in checkpoint.origin.facts:
+        low, high = checkpoint.origin.facts["input_range"]
+        certificate = certify(program, (low, high), fraction_bits=FRACTION_BITS)
+        program = replace(program, input_range=(low, high))
+    return serve(program, place, fraction_bits=FRACTION_BITS, progress=progress), certificate
 
 
 def query_images(

@@ -14,10 +14,11 @@ from reluctant.costs.networks import NETWORKS, parse_network
 from reluctant.engines.base import EngineRun
 from reluctant.errors import UsageError
 from reluctant.masked import MaskedModel
+from reluctant.program.certificate import Certificate
 from reluctant.program.lower import lower
 from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
-from reluctant.records import Accuracy, NetworkCost, Predicted, Record, Secure, describe_kept
+from reluctant.records import Accuracy, FixedPoint, NetworkCost, Predicted, Record, Secure, describe_kept
 from reluctant.secure import SecureRun, as_masked
 from reluctant.training import Evaluation
 
@@ -130,8 +131,21 @@ def network_cost(run: SecureRun) -> NetworkCost:
         "argmax_equal_float": run.argmax_equal_float,
         "max_abs_error_float": run.max_abs_error_float,
     }
-    cost: NetworkCost = {**engine_costs(run.run), **compared}  # type: ignore[typeddict-item]
+    fixed = {"fixed_point": fixed_point(run.certificate)}
+    cost: NetworkCost = {**engine_costs(run.run), **compared, **fixed}  # type: ignore[typeddict-item]
     return cost
+
+
+def fixed_point(certificate: Certificate) -> FixedPoint:
+    """Return what a record says of a network's fixed point."""
+    return {
+        "certified": certificate.certified,
+        "margin_bits": round(certificate.margin, 2),
+        "operation": certificate.worst.output,
+        "input_range": list(certificate.input_range),
+        "images": certificate.images,
+        "statement": f"fixed point: {certificate}",
+    }
 
 
 def engine_costs(run: EngineRun) -> dict[str, Any]:

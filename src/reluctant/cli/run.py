@@ -63,7 +63,7 @@ def run(
         f"{checkpoint}: classes {done.answers}; {done.argmax_equal_twin} of {images} as the twin, "
         f"{done.argmax_equal_float} as plain torch (scores off by at most {done.max_abs_error_float:.1g}); "
         f"{_costs(done.run)} ({done.engine.name}, "
-        f"{done.engine.security.adversary}, {network})",
+        f"{done.engine.security.adversary}, {network}); fixed point: {done.certificate}",
         json,
     )
 
@@ -93,8 +93,9 @@ def _run_alone(
         if party == "server":
             if checkpoint is None:
                 raise UsageError("the server needs a checkpoint to serve, for instance runs/snl-10")
-            done = serve_checkpoint(checkpoint, place, progress=progress)
-            line = f"served {done.images} images: {_costs(done)}"
+            done, certificate = serve_checkpoint(checkpoint, place, progress=progress)
+            proof = certificate or "not checked, for the checkpoint does not say which values its images have"
+            line = f"served {done.images} images: {_costs(done)}; fixed point: {proof}"
         else:
             if task is None or checkpoint is not None:
                 raise UsageError("the client gives no checkpoint but the --task whose images it sends")
