@@ -233,8 +233,10 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
     """Return the record of the network's accuracy on the test split, read now or, if that was done, then.
 
     Args:
-        twin: evaluate under the fixed point of a secure run, in one process and without cryptography.
+        twin: evaluate under the fixed point of a secure run, in one process and without cryptography; the accuracy in
+            floats stands beside.
     """
+    floats = evaluate_checkpoint(folder, machine) if twin else None
     begun = time.monotonic()
     checkpoint = load_checkpoint(folder)
     task = machine.task(checkpoint.origin.task)
@@ -251,7 +253,7 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
         found = evaluate(lambda _: next(scores), task, "test", batch=TWIN_IMAGES)
     else:
         found = evaluate(masked, task, "test")
-    record = evaluation_record(found, checkpoint.model, checkpoint.origin, time.monotonic() - begun, twin=twin)
+    record = evaluation_record(found, checkpoint.model, checkpoint.origin, time.monotonic() - begun, floats=floats)
     record.save(place)
     if twin:
         (place / "twin.state").unlink(missing_ok=True)

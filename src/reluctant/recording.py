@@ -58,14 +58,20 @@ def _origin_of(model: nn.Module, task: str, input_shape: tuple[int, ...]) -> Ori
 
 
 def evaluation_record(
-    found: Evaluation, model: nn.Module, origin: Origin, seconds: float, *, twin: bool = False
+    found: Evaluation, model: nn.Module, origin: Origin, seconds: float, *, floats: Record | None = None
 ) -> Record:
-    """Return the record of an evaluation of ``model``."""
+    """Return the record of an evaluation of ``model``.
+
+    Args:
+        floats: the record of its evaluation in floats, if ``found`` is of the fixed-point twin; both stand in the new
+            one.
+    """
     accuracy = known_accuracy(origin)
     if found.split == "val":
         accuracy |= {"val": found.accuracy, "n_val": found.n}
-    elif twin:
-        accuracy |= {"twin": found.accuracy, "n_twin": found.n}
+    elif floats is not None:
+        test = {key: floats.accuracy[key] for key in ("test", "n_test")}  # type: ignore[literal-required]
+        accuracy |= {**test, "twin": found.accuracy, "n_twin": found.n}  # type: ignore[typeddict-item]
     else:
         accuracy |= {"test": found.accuracy, "n_test": found.n}
     return Record(
