@@ -111,8 +111,9 @@ def test_faults_end_with_the_block(half, digits):
         with with_faults(half, Circa(), {}):
             assert torch.equal(half(images), before)
         assert torch.equal(half(images), before)
-    with pytest.raises(UsageError, match=f"'nowhere' is no site of the model; its sites are {name}"), with_faults(
-        half, Circa(), {"nowhere": 3}
+    with (
+        pytest.raises(UsageError, match=f"'nowhere' is no site of the model; its sites are {name}"),
+        with_faults(half, Circa(), {"nowhere": 3}),
     ):
         pass
 

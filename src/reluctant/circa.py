@@ -1,8 +1,8 @@
 """Circa's stochastic ReLU, simulated in the clear: what its faults do to a network, and what it would save.
 
 Paper:    Ghodsi, Jha, Reagen, Garg. Circa: Stochastic ReLUs for Private Deep Learning. NeurIPS 2021, arXiv:2106.08475.
-          Read: its abstract and introduction. A ReLU is x times its sign; only the sign needs a garbled circuit, and that
-          circuit shrinks if it may be wrong sometimes.
+          Read: its abstract and introduction. A ReLU is x times its sign; only the sign needs a garbled circuit, and
+          that circuit shrinks if it may be wrong sometimes.
 Deviates: the algebra of the shares is our reconstruction, checked by simulation: the field, the two comparisons, the
           fault probabilities, the count of gates. The fixed point (16 fraction bits where the sign is taken: 8 of an
           activation, 8 of a weight) is ours. A truncation is sought for each site, not one for the network, and
@@ -15,9 +15,9 @@ small positive numbers may become 0, and ``negpass`` says positive, so small neg
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -68,7 +68,7 @@ class Circa:
 
     def fixed(self, z: Float[Tensor, "..."]) -> Int64[Tensor, "..."]:
         """Return ``z`` in fixed point."""
-        return (z.double() * 2**self.fraction_bits).round().long()
+        return (z.double() * (1 << self.fraction_bits)).round().long()
 
     def signs(
         self, x: Int64[Tensor, "..."], truncation: int, generator: torch.Generator | None = None
@@ -87,7 +87,7 @@ class Circa:
         size = x.abs()
         wraps = (size / self.field).clamp(max=1)
         hurt = x > 0 if self.mode == "poszero" else x < 0
-        ties = (1 - size / 2**truncation).clamp(min=0) * hurt
+        ties = (1 - size / (1 << truncation)).clamp(min=0) * hurt
         return wraps + (1 - wraps) * ties
 
     def gates(self, truncation: int | None) -> int:
@@ -121,7 +121,7 @@ class FaultyActivation(nn.Module):
         if self.truncation is None:
             return y
         with torch.no_grad():
-            x = (z.float() * 2**self.circa.fraction_bits).round()
+            x = (z.float() * (1 << self.circa.fraction_bits)).round()
             faulty = torch.rand(z.shape, device=z.device) < self.circa.fault_probability(x, self.truncation)
             faulty &= self.activation.keep
             self.seen += len(z) * int(self.activation.keep.sum())
@@ -164,6 +164,10 @@ class Truncations:
     n: int
     gates: int
     gates_before: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as a JSON object, marked as a simulation."""
+        return {"simulation": True, **asdict(self)}
 
 
 def largest_truncations(
@@ -212,9 +216,7 @@ def largest_truncations(
     return Truncations(circa, rows, exact, accuracy, len(task.val), gates, before)
 
 
-def _largest(
-    model: MaskedModel, task: Task, circa: Circa, site: str, least: float, draws: int
-) -> tuple[int, float]:
+def _largest(model: MaskedModel, task: Task, circa: Circa, site: str, least: float, draws: int) -> tuple[int, float]:
     """Return by bisection the most bits at ``site`` alone that leave more than ``least``, and the accuracy there."""
     low, high = 0, circa.bits - 2  # a shift by more leaves nothing of a field element
     accuracy = _accuracy(model, task, circa, {site: low}, draws)[0]

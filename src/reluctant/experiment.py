@@ -23,6 +23,7 @@ from reluctant.checkpoints import (
     save_checkpoint,
     weights_digest,
 )
+from reluctant.circa import Circa, Truncations, largest_truncations
 from reluctant.costs.counting import count
 from reluctant.costs.model import CostModel
 from reluctant.costs.money import Tariff
@@ -306,6 +307,17 @@ def run_checkpoint(
     record = run_record(run, checkpoint.model, checkpoint.origin)
     record.save(folder if folder.is_dir() else folder.parent)
     return record, run
+
+
+def truncate_checkpoint(
+    folder: Path, machine: Machine, circa: Circa, *, points: float = 0.5, progress: Progress = silent
+) -> Truncations:
+    """Return what Circa's faulty signs would cost the network at ``folder``; a simulation, so no record is kept."""
+    checkpoint = load_checkpoint(folder)
+    task = machine.task(checkpoint.origin.task)
+    _check_fits(checkpoint.origin, task, folder)
+    masked = as_masked(checkpoint.model, task.example)
+    return largest_truncations(masked, task, circa, points=points, progress=progress)
 
 
 def serve_checkpoint(

@@ -71,7 +71,7 @@ def evaluation_record(
         accuracy |= {"val": found.accuracy, "n_val": found.n}
     elif floats is not None:
         test = {key: floats.accuracy[key] for key in ("test", "n_test")}  # type: ignore[literal-required]
-        accuracy |= {**test, "twin": found.accuracy, "n_twin": found.n}  # type: ignore[typeddict-item]
+        accuracy |= {**test, "twin": found.accuracy, "n_twin": found.n}
     else:
         accuracy |= {"test": found.accuracy, "n_test": found.n}
     return Record(

@@ -155,7 +155,10 @@ def test_run_and_its_record_say_whether_the_fixed_point_was_proven(cli, teacher)
     found = record.secure["dense"]["fixed_point"]
     assert found["certified"]
     assert found["statement"] in ended.out
-    assert found["statement"] == f"fixed point: certified for inputs in [-0.81, 1.85], {found['margin_bits']:.1f} bits of margin"
+    assert (
+        found["statement"]
+        == f"fixed point: certified for inputs in [-0.81, 1.85], {found['margin_bits']:.1f} bits of margin"
+    )
 
 
 def test_recipes_and_settings(cli, teacher):

@@ -2,7 +2,6 @@
 
 import base64
 import json
-
 from dataclasses import replace
 
 import numpy as np

@@ -60,7 +60,7 @@ def test_range_of_the_inputs_is_public():
     assert back.input_range == program.input_range
     assert Program.from_public(make().public()).input_range is None
     for strange in ([2.0, 1.0], [0.0], "all", [0.0, float("inf")], [0.0, float("nan")], {}):
-        with pytest.raises(UsageError, match="input.range"):
+        with pytest.raises(UsageError, match=r"input.range"):
             Program.from_public(make().public() | {"input_range": strange})
 
 

@@ -97,7 +97,7 @@ def test_corner_of_the_box_reaches_the_bound_of_one_linear_layer():
     program = linear(weight)
     (_, _, _), (_, interval, reach) = bounds(program, BOX, 18)
     corner = torch.from_numpy(np.where(weight[1] > 0, BOX[1], BOX[0]))[None]
-    assert float((corner @ torch.from_numpy(weight[1]).double())) == pytest.approx(float(interval.high[0, 1]), rel=1e-4)
+    assert float(corner @ torch.from_numpy(weight[1]).double()) == pytest.approx(float(interval.high[0, 1]), rel=1e-4)
     corners = torch.from_numpy(np.concatenate([np.where(weight > 0, *BOX[::-1]), np.where(weight > 0, *BOX)]))
     (_, _, _), (_, _, measured) = seen(program, corners, 18)
     assert measured.bits == pytest.approx(reach.bits, abs=1e-3)
