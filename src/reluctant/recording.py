@@ -70,8 +70,8 @@ def evaluation_record(
     if found.split == "val":
         accuracy |= {"val": found.accuracy, "n_val": found.n}
     elif floats is not None:
-        test = {key: floats.accuracy[key] for key in ("test", "n_test")}  # type: ignore[literal-required]
-        accuracy |= {**test, "twin": found.accuracy, "n_twin": found.n}
+        accuracy |= {"test": floats.accuracy["test"], "n_test": floats.accuracy["n_test"]}
+        accuracy |= {"twin": found.accuracy, "n_twin": found.n}
     else:
         accuracy |= {"test": found.accuracy, "n_test": found.n}
     return Record(
