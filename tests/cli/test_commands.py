@@ -161,6 +161,18 @@ def test_run_and_its_record_say_whether_the_fixed_point_was_proven(cli, teacher)
     )
 
 
+def test_circa_says_that_it_simulates(cli, teacher):
+    assert "mode is 'maybe'" in cli("circa", teacher, "--mode", "maybe").err
+    ended = cli("circa", teacher, "--json")
+    found = json.loads(ended.out)
+    assert found["simulation"]
+    assert found["accuracy"] > found["exact"] - 0.005
+    assert sum(row["kept"] for row in found["sites"]) == 2304
+    assert found["gates_before"] == 2304 * 253
+    assert found["gates"] == sum(row["kept"] * (64 - row["truncation"]) for row in found["sites"])
+    assert not list(Path(teacher).glob("*.record.json"))
+
+
 def test_recipes_and_settings(cli, teacher):
     Path("r.toml").write_text(
         'budget = "20%"\nseed = 7\n[method]\nname = "taylor"\nimages = 128\n[finetune]\nepochs = 1\n'
