@@ -119,7 +119,7 @@ def secure_run(
     box = input_range or (float(array.min()), float(array.max()))
     certificate = certify(program, box, fraction_bits=chosen.fraction_bits, images=array)
     certificate.check()
-    program = replace(program, input_range=box)
+    program = replace(program, input_range=input_range)  # public, so not one that was seen on the images
     run = chosen.run(program, array, batch=batch, progress=progress)
     twin = run.outputs if chosen.name == "twin" else twin_outputs(program, array, progress=progress)
     with torch.no_grad(), evaluating(masked):
