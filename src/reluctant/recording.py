@@ -114,7 +114,13 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
 
 def _public(model: nn.Module) -> list[str]:
     """Return what a run tells both parties."""
-    told = ["architecture", "masks of kept ReLUs", "shapes", "fixed-point format", "number of images"]
+    told = [
+        "architecture",
+        "masks of kept ReLUs",
+        "shapes",
+        "fixed-point format and range of inputs",
+        "number of images",
+    ]
     slopes = isinstance(model, MaskedModel) and "reciprocal" in model.surrogate.terms
     return [*told, "whole numbers whose reciprocals are slopes, a channel"] if slopes else told
 
