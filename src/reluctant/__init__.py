@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 _HOME = {
     "budget": ["Budget"],
     "checkpoints": ["load_checkpoint", "save_checkpoint"],
+    "circa": ["Circa", "finetune_with_faults", "largest_truncations", "with_faults"],
     "data": ["TASKS", "load_task"],
     "engines": ["ENGINES"],
     "errors": ["DivergedError", "Paused", "ReluctantError"],
@@ -75,6 +76,7 @@ _HOME = {
     "methods.taylor": ["Taylor"],
     "models": ["MODELS", "load_model"],
     "prices": ["Prices"],
+    "program.certificate": ["Certificate", "certify"],
     "program.lower": ["lower"],
     "progress": ["TimeLimit"],
     "recipe": ["Recipe"],
@@ -98,6 +100,8 @@ __all__ = [
     "Affine",
     "AutoReP",
     "Budget",
+    "Certificate",
+    "Circa",
     "Constant",
     "DReP",
     "Descent",
@@ -130,10 +134,13 @@ __all__ = [
     "TimeLimit",
     "Training",
     "attach",
+    "certify",
     "evaluate",
     "find_sites",
     "finetune",
+    "finetune_with_faults",
     "fit",
+    "largest_truncations",
     "linearize",
     "load_checkpoint",
     "load_model",
@@ -143,6 +150,7 @@ __all__ = [
     "save_checkpoint",
     "secure_run",
     "swap_activations",
+    "with_faults",
 ]
 
 

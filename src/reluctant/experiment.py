@@ -22,6 +22,7 @@ from reluctant.checkpoints import (
     save_checkpoint,
     weights_digest,
 )
+from reluctant.circa import Circa, Truncations, largest_truncations
 from reluctant.costs.pricing import price_list
 from reluctant.data import load_task, task_shape
 from reluctant.engines.base import EngineRun
@@ -33,6 +34,7 @@ from reluctant.linearization import linearize
 from reluctant.loop import is_late, read_state, write_state
 from reluctant.masked import attach
 from reluctant.models import ModelSpec
+from reluctant.program.certificate import Certificate, certify
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
 from reluctant.progress import Progress, limit_of, silent
@@ -115,6 +117,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
         "selection": SELECTION,
         "note": recipe.note,
         "device": describe_device(str(fabric.device)),
+        "input_range": task.train.input_range,
     }
     origin = Origin(str(spec), task.name, len(task.classes), task.input_shape, facts=facts)
     _leave_the_rest_to_the_first(fabric)
@@ -159,6 +162,7 @@ def linearize_checkpoint(
         "selection": SELECTION,
         "note": recipe.note,
         "device": describe_device(str(fabric.device)),
+        "input_range": task.train.input_range,
     }
     origin = Origin(
         given.origin.model,
@@ -177,8 +181,10 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
     """Return the record of the network's accuracy on the test split, read now or, if that was done, then.
 
     Args:
-        twin: evaluate under the fixed point of a secure run, in one process and without cryptography.
+        twin: evaluate under the fixed point of a secure run, in one process and without cryptography; the accuracy in
+            floats stands beside.
     """
+    floats = evaluate_checkpoint(folder, machine) if twin else None
     begun = time.monotonic()
     checkpoint = load_checkpoint(folder)
     task = machine.task(checkpoint.origin.task)
@@ -195,7 +201,7 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
         found = evaluate(lambda _: next(scores), task, "test", batch=TWIN_IMAGES)
     else:
         found = evaluate(masked, task, "test")
-    record = evaluation_record(found, checkpoint.model, checkpoint.origin, time.monotonic() - begun, twin=twin)
+    record = evaluation_record(found, checkpoint.model, checkpoint.origin, time.monotonic() - begun, floats=floats)
     record.save(place)
     if twin:
         (place / "twin.state").unlink(missing_ok=True)
@@ -237,18 +243,45 @@ def run_checkpoint(
     task = machine.task(checkpoint.origin.task)
     _check_fits(checkpoint.origin, task, folder)
     run = secure_run(
-        checkpoint.model, task.images(images), engine=engine, network=network, batch=batch, progress=progress
+        checkpoint.model,
+        task.images(images),
+        engine=engine,
+        network=network,
+        batch=batch,
+        input_range=task.train.input_range,
+        progress=progress,
     )
     record = run_record(run, checkpoint.model, checkpoint.origin)
     record.save(folder if folder.is_dir() else folder.parent)
     return record, run
 
 
-def serve_checkpoint(folder: Path, place: Place, *, progress: Progress = silent) -> EngineRun:
-    """Be the server of one private inference with a client on another machine; return what it cost."""
+def truncate_checkpoint(
+    folder: Path, machine: Machine, circa: Circa, *, points: float = 0.5, progress: Progress = silent
+) -> Truncations:
+    """Return what Circa's faulty signs would cost the network at ``folder``; a simulation, so no record is kept."""
     checkpoint = load_checkpoint(folder)
-    program = lower(as_masked(checkpoint.model, checkpoint.example))
-    return serve(program, place, fraction_bits=FRACTION_BITS, progress=progress)
+    task = machine.task(checkpoint.origin.task)
+    _check_fits(checkpoint.origin, task, folder)
+    masked = as_masked(checkpoint.model, task.example)
+    return largest_truncations(masked, task, circa, points=points, progress=progress)
+
+
+def serve_checkpoint(
+    folder: Path, place: Place, *, progress: Progress = silent
+) -> tuple[EngineRun, Certificate | None]:
+    """Be the server of one private inference with a client on another machine; return what it cost.
+
+    And the certificate of the fixed point, for the range of values that images of the network's task have: the client
+    refuses to send any other. ``None`` for checkpoints that do not know the range; then nothing is refused.
+    """
+    checkpoint = load_checkpoint(folder)
+    program, certificate = lower(as_masked(checkpoint.model, checkpoint.example)), None
+    if "input_range" in checkpoint.origin.facts:
+        low, high = checkpoint.origin.facts["input_range"]
+        certificate = certify(program, (low, high), fraction_bits=FRACTION_BITS)
+        program = replace(program, input_range=(low, high))
+    return serve(program, place, fraction_bits=FRACTION_BITS, progress=progress), certificate
 
 
 def query_images(

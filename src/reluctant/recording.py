@@ -14,10 +14,11 @@ from reluctant.costs.networks import NETWORKS, parse_network
 from reluctant.engines.base import EngineRun
 from reluctant.errors import UsageError
 from reluctant.masked import MaskedModel
+from reluctant.program.certificate import Certificate
 from reluctant.program.lower import lower
 from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
-from reluctant.records import Accuracy, NetworkCost, Predicted, Record, Secure, describe_kept
+from reluctant.records import Accuracy, FixedPoint, NetworkCost, Predicted, Record, Secure, describe_kept
 from reluctant.secure import SecureRun, as_masked
 from reluctant.training import Evaluation
 
@@ -57,13 +58,19 @@ def _origin_of(model: nn.Module, task: str, input_shape: tuple[int, ...]) -> Ori
 
 
 def evaluation_record(
-    found: Evaluation, model: nn.Module, origin: Origin, seconds: float, *, twin: bool = False
+    found: Evaluation, model: nn.Module, origin: Origin, seconds: float, *, floats: Record | None = None
 ) -> Record:
-    """Return the record of an evaluation of ``model``."""
+    """Return the record of an evaluation of ``model``.
+
+    Args:
+        floats: the record of its evaluation in floats, if ``found`` is of the fixed-point twin; both stand in the new
+            one.
+    """
     accuracy = known_accuracy(origin)
     if found.split == "val":
         accuracy |= {"val": found.accuracy, "n_val": found.n}
-    elif twin:
+    elif floats is not None:
+        accuracy |= {"test": floats.accuracy["test"], "n_test": floats.accuracy["n_test"]}
         accuracy |= {"twin": found.accuracy, "n_twin": found.n}
     else:
         accuracy |= {"test": found.accuracy, "n_test": found.n}
@@ -107,7 +114,13 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
 
 def _public(model: nn.Module) -> list[str]:
     """Return what a run tells both parties."""
-    told = ["architecture", "masks of kept ReLUs", "shapes", "fixed-point format", "number of images"]
+    told = [
+        "architecture",
+        "masks of kept ReLUs",
+        "shapes",
+        "fixed-point format and range of inputs",
+        "number of images",
+    ]
     slopes = isinstance(model, MaskedModel) and "reciprocal" in model.surrogate.terms
     return [*told, "whole numbers whose reciprocals are slopes, a channel"] if slopes else told
 
@@ -130,8 +143,21 @@ def network_cost(run: SecureRun) -> NetworkCost:
         "argmax_equal_float": run.argmax_equal_float,
         "max_abs_error_float": run.max_abs_error_float,
     }
-    cost: NetworkCost = {**engine_costs(run.run), **compared}  # type: ignore[typeddict-item]
+    fixed = {"fixed_point": fixed_point(run.certificate)}
+    cost: NetworkCost = {**engine_costs(run.run), **compared, **fixed}  # type: ignore[typeddict-item]
     return cost
+
+
+def fixed_point(certificate: Certificate) -> FixedPoint:
+    """Return what a record says of a network's fixed point."""
+    return {
+        "certified": certificate.certified,
+        "margin_bits": round(certificate.margin, 2),
+        "operation": certificate.worst.output,
+        "input_range": list(certificate.input_range),
+        "images": certificate.images,
+        "statement": f"fixed point: {certificate}",
+    }
 
 
 def engine_costs(run: EngineRun) -> dict[str, Any]:

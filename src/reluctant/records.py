@@ -82,6 +82,21 @@ class SiteCost(TypedDict):
     seconds: float
 
 
+class FixedPoint(TypedDict):
+    """Whether a network's numbers fit the fixed point of a run, for inputs from ``input_range[0]`` to ``[1]``.
+
+    ``certified`` is a proof for every such image, else ``margin_bits`` was measured over ``images``; ``operation`` is
+    the one with the least margin, and ``statement`` says it in a line.
+    """
+
+    certified: bool
+    margin_bits: float
+    operation: str
+    input_range: list[float]
+    images: int
+    statement: str
+
+
 class NetworkCost(TypedDict):
     """What private inference cost with one network: all images, both directions together, set-up apart.
 
@@ -102,6 +117,7 @@ class NetworkCost(TypedDict):
     setup_bytes: int
     setup_seconds: float
     memory: NotRequired[int]
+    fixed_point: NotRequired[FixedPoint]
     by_site: list[SiteCost]
 
 

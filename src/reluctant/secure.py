@@ -1,6 +1,6 @@
 """The other verb: run a network as private inference, and compare the answer with what it should be."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from reluctant.engines import ENGINES
 from reluctant.engines.base import Engine, EngineRun
 from reluctant.errors import ShapeError, UsageError
 from reluctant.masked import MaskedModel, attach
+from reluctant.program.certificate import Certificate, certify
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
 from reluctant.progress import Progress, silent
@@ -31,6 +32,7 @@ class SecureRun:
         run: what the engine measured.
         twin, floats: class scores ``[N, K]`` of the fixed-point twin and of torch on the same images.
         model: the network that was run, as it was given.
+        certificate: whether its numbers fit the fixed point.
     """
 
     engine: Engine
@@ -40,6 +42,7 @@ class SecureRun:
     floats: Outputs
     input_shape: tuple[int, ...]
     model: nn.Module
+    certificate: Certificate
 
     @property
     def answers(self) -> list[int]:
@@ -79,9 +82,13 @@ def secure_run(
     engine: str | Engine = "cheetah",
     network: str = "loopback",
     batch: int | None = None,
+    input_range: tuple[float, float] | None = None,
     progress: Progress = silent,
 ) -> SecureRun:
     """Return the private inference of ``model`` on ``images``, run by ``engine`` and checked against its twin.
+
+    Before anything is started it is shown that the numbers fit the engine's fixed point, for every image in
+    ``input_range`` or, where that cannot be proven, for these images.
 
     Args:
         model: any network; a dense one keeps all its ReLUs.
@@ -90,8 +97,10 @@ def secure_run(
         network: the link between the parties: ``loopback``, or imitated on it ``lan``, ``wan``, ``mobile`` or
             ``400mbps/20ms``.
         batch: images that travel together; the engine's own choice if not given.
+        input_range: least and largest value that an image may hold; that of ``images`` if not given.
 
     Raises:
+        UsageError: the images overflow the fixed point, or lie outside of ``input_range``.
         UnsupportedOperation: the network has something that no secure program has; nothing was started.
         EngineError: a party or the link broke.
 
@@ -108,11 +117,15 @@ def secure_run(
     program = lower(masked)
     chosen.check(program)
     array = np.ascontiguousarray(images.numpy(), dtype=np.float32)
+    box = input_range or (float(array.min()), float(array.max()))
+    certificate = certify(program, box, fraction_bits=chosen.fraction_bits, images=array)
+    certificate.check()
+    program = replace(program, input_range=input_range)  # public, so not one that was seen on the images
     run = chosen.run(program, array, batch=batch, progress=progress)
     twin = run.outputs if chosen.name == "twin" else twin_outputs(program, array, progress=progress)
     with torch.no_grad(), evaluating(masked):
         floats = logits(masked(images.clone())).numpy()
-    return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model)
+    return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model, certificate)
 
 
 def make_engine(name: str, network: str = "loopback") -> Engine:

@@ -161,6 +161,42 @@ def test_the_accuracy_in_the_record_is_the_networks(cli, teacher, digits):
     assert made["accuracy"]["n_test"] == 359
 
 
+def test_accuracy_in_fixed_point_stands_beside_the_one_in_floats(cli, teacher):
+    ended = cli("evaluate", teacher, "--twin")
+    floats, both = sorted(load_records([teacher]), key=lambda record: "twin" in record.accuracy)
+    assert both.accuracy["n_twin"] == both.accuracy["n_test"] == 359
+    assert both.accuracy["test"] == floats.accuracy["test"]
+    assert abs(both.accuracy["twin"] - both.accuracy["test"]) < 0.01
+    assert f"{100 * both.accuracy['twin']:.2f} % of 359 test images in fixed point" in ended.out
+    assert f"{100 * both.accuracy['test']:.2f} % in floats" in ended.out
+    assert cli("evaluate", teacher, "--twin").out == ended.out
+    assert len(load_records([teacher])) == 2
+
+
+def test_run_and_its_record_say_whether_the_fixed_point_was_proven(cli, teacher):
+    ended = cli("run", teacher, "--engine", "twin", "--images", "2")
+    (record,) = [record for record in load_records([teacher]) if record.kind == "run"]
+    found = record.secure["dense"]["fixed_point"]
+    assert found["certified"]
+    assert found["statement"] in ended.out
+    assert (
+        found["statement"]
+        == f"fixed point: certified for inputs in [-0.81, 1.85], {found['margin_bits']:.1f} bits of margin"
+    )
+
+
+def test_circa_says_that_it_simulates(cli, teacher):
+    assert "mode is 'maybe'" in cli("circa", teacher, "--mode", "maybe").err
+    ended = cli("circa", teacher, "--json")
+    found = json.loads(ended.out)
+    assert found["simulation"]
+    assert found["accuracy"] > found["exact"] - 0.005
+    assert sum(row["kept"] for row in found["sites"]) == 2304
+    assert found["gates_before"] == 2304 * 253
+    assert found["gates"] == sum(row["kept"] * (64 - row["truncation"]) for row in found["sites"])
+    assert not list(Path(teacher).glob("*.record.json"))
+
+
 def test_recipes_and_settings(cli, teacher):
     Path("r.toml").write_text(
         'budget = "20%"\nseed = 7\n[method]\nname = "taylor"\nimages = 128\n[finetune]\nepochs = 1\n'

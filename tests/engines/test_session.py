@@ -2,11 +2,13 @@
 
 import base64
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from reluctant.engines.session import Session, Settings, Talk, _read_share, suitable_batch
-from reluctant.errors import EngineError
+from reluctant.errors import EngineError, UsageError
 
 
 class FakeLink:
@@ -115,3 +117,15 @@ def test_share_of_another_form_is_refused(meta, chunks, words):
 
 def test_batch_suits_the_memory(small_program):
     assert suitable_batch(small_program) == 16
+
+
+def test_client_sends_no_image_outside_of_the_range_that_was_checked(small_program, small_images):
+    """It is refused before anything of it is shared, and the server is told no value of it."""
+    program = replace(small_program, input_range=(-10.0, 2.25))
+    session, link = make_session(1, {"settings": SETTINGS}, {"program": program.public()})
+    images = np.clip(small_images, -2, 2)
+    images[1, 2, 3, 4] = 2.625
+    with pytest.raises(UsageError, match=r"values outside of \[-10, 2\.25\], for which .* was checked; normalise"):
+        session.query(images, None)
+    assert [sorted(json.loads(text)) for text in link.sent] == [["settings"], ["refusal"]]
+    assert "2.6" not in "".join(link.sent)

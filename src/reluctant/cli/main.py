@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code: 0, 2 for bad input, 130 if interrupted."""
     from reluctant.cli import (  # noqa: F401
         calibrate,
+        circa,
         cost,
         demo,
         evaluate,

@@ -63,7 +63,7 @@ def run(
         f"{checkpoint}: classes {done.answers}; {done.argmax_equal_twin} of {images} as the twin, "
         f"{done.argmax_equal_float} as plain torch (scores off by at most {done.max_abs_error_float:.1g}); "
         f"{_costs(done.run)} ({done.engine.name}, "
-        f"{done.engine.security.adversary}, {network})",
+        f"{done.engine.security.adversary}, {network}); fixed point: {done.certificate}",
         json,
     )
 
@@ -82,25 +82,28 @@ def _run_alone(
     """Be one party of a run between two machines."""
     from reluctant.engines.parties import Place
     from reluctant.experiment import query_images, serve_checkpoint
-    from reluctant.recording import engine_costs
+    from reluctant.recording import engine_costs, fixed_point
 
     if engine != "cheetah":
         raise UsageError(f"engine {engine} has no two parties; --party is for cheetah")
     if party not in ("server", "client"):
         raise UsageError(f"unknown party {party!r}; expected server or client")
+    checked = {}
     place = Place(listen=where[0], peer=where[1], connect_timeout=where[2])
     with ProgressView(quiet=json) as progress:
         if party == "server":
             if checkpoint is None:
                 raise UsageError("the server needs a checkpoint to serve, for instance runs/snl-10")
-            done = serve_checkpoint(checkpoint, place, progress=progress)
-            line = f"served {done.images} images: {_costs(done)}"
+            done, certificate = serve_checkpoint(checkpoint, place, progress=progress)
+            checked = {} if certificate is None else {"fixed_point": fixed_point(certificate)}
+            proof = certificate or "not checked, for the checkpoint does not say which values its images have"
+            line = f"served {done.images} images: {_costs(done)}; fixed point: {proof}"
         else:
             if task is None or checkpoint is not None:
                 raise UsageError("the client gives no checkpoint but the --task whose images it sends")
             done = query_images(task, machine, place, images=images, batch=batch, progress=progress)
             line = f"classes {[int(k) for k in done.outputs.argmax(1)]}: {_costs(done)}"
-    show(engine_costs(done), line, json)
+    show({**engine_costs(done), **checked}, line, json)
 
 
 def _costs(run: Any) -> str:

@@ -98,10 +98,11 @@ class EngineRun:
 
 
 class Engine(ABC):
-    """Runs programs. Settings are the fields of the dataclass that implements it."""
+    """Runs programs. Settings are the fields of the dataclass that implements it; all have ``fraction_bits``."""
 
     name: ClassVar[str]
     security: ClassVar[Security]
+    fraction_bits: int
 
     @abstractmethod
     def check(self, program: Program) -> None:
@@ -133,7 +134,8 @@ def check_images(program: Program, images: NDArray[Any], batch: int) -> Images:
 
     Raises:
         ShapeError: they do not fit the program, there are none, or some number is not finite.
-        UsageError: ``batch`` is not positive.
+        UsageError: ``batch`` is not positive, or a value lies outside of the program's input range. The message says
+            no more of the images, since the client sends it to the server.
     """
     if images.ndim != 1 + len(program.input_shape) or images.shape[1:] != program.input_shape or not len(images):
         raise ShapeError(
@@ -141,6 +143,13 @@ def check_images(program: Program, images: NDArray[Any], batch: int) -> Images:
         )
     if not np.isfinite(images).all():
         raise ShapeError("images hold numbers that are not finite; normalise them first")
+    if program.input_range is not None:
+        low, high = program.input_range
+        if images.min() < low or images.max() > high:
+            raise UsageError(
+                f"an image holds values outside of [{low:.4g}, {high:.4g}], for which the network's fixed point was "
+                "checked; normalise images as its task does"
+            )
     if batch < 1:
         raise UsageError(f"batch is {batch}, expected 1 or more")
     return np.ascontiguousarray(images, dtype=np.float32)
