@@ -113,9 +113,28 @@ def as_type_of(default: Any, value: Any, where: str) -> Any:
             return float(value)
         if isinstance(default, str) and isinstance(value, str):
             return value
+        if isinstance(default, tuple):
+            return _whole_numbers(value)
     except (KeyError, ValueError, TypeError, OverflowError):
         pass
-    raise UsageError(f"{where} is {value!r}, expected a {type(default).__name__} such as {default!r}")
+    usual = format_setting(default) if isinstance(default, tuple) else repr(default)
+    kind = "list of whole numbers" if isinstance(default, tuple) else type(default).__name__
+    raise UsageError(f"{where} is {value!r}, expected a {kind} such as {usual}")
+
+
+def _whole_numbers(value: Any) -> tuple[int, ...]:
+    """Return the numbers of a list, or of text: ``2-2-2-2``, ``2,2,2,2``, ``5x5x3``, ``none``."""
+    items = [] if value == "none" else re.split("[-,x]", value) if isinstance(value, str) else list(value)
+    if any(not isinstance(item, str | int) or isinstance(item, bool) for item in items):
+        raise TypeError
+    return tuple(int(item) for item in items)
+
+
+def format_setting(value: object) -> str:
+    """Return a setting as it stands in a model's name: ``true``, ``32``, ``2-2-2-2``, ``none``."""
+    if isinstance(value, tuple):
+        return "-".join(map(str, value)) or "none"
+    return str(value).lower()
 
 
 def check_number(value: Any, where: str, *, whole: bool = False, zero: bool = False, negative: bool = False) -> None:
