@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from reluctant.budget import Budget
     from reluctant.checkpoints import load_checkpoint, save_checkpoint
     from reluctant.data import TASKS, load_task
+    from reluctant.designs import DESIGNS
+    from reluctant.designs.base import Design
+    from reluctant.designs.cryptonas import CryptoNAS
+    from reluctant.designs.deepreduce import DeepReDuce
+    from reluctant.designs.hybrenet import HybReNet
+    from reluctant.designs.sphynx import Sphynx
     from reluctant.engines import ENGINES
     from reluctant.errors import DivergedError, Paused, ReluctantError
     from reluctant.linearization import linearize
@@ -55,6 +61,12 @@ _HOME = {
     "budget": ["Budget"],
     "checkpoints": ["load_checkpoint", "save_checkpoint"],
     "data": ["TASKS", "load_task"],
+    "designs": ["DESIGNS"],
+    "designs.base": ["Design"],
+    "designs.cryptonas": ["CryptoNAS"],
+    "designs.deepreduce": ["DeepReDuce"],
+    "designs.hybrenet": ["HybReNet"],
+    "designs.sphynx": ["Sphynx"],
     "engines": ["ENGINES"],
     "errors": ["DivergedError", "Paused", "ReluctantError"],
     "linearization": ["linearize"],
@@ -89,6 +101,7 @@ _HOME = {
 _MODULE = {name: f"{__name__}.{module}" for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "DESIGNS",
     "ENGINES",
     "METHODS",
     "MODELS",
@@ -99,11 +112,15 @@ __all__ = [
     "AutoReP",
     "Budget",
     "Constant",
+    "CryptoNAS",
     "DReP",
+    "DeepReDuce",
     "Descent",
+    "Design",
     "DivergedError",
     "Ebb",
     "Evaluation",
+    "HybReNet",
     "Identity",
     "Job",
     "Mask",
@@ -124,6 +141,7 @@ __all__ = [
     "SecureRun",
     "Shift",
     "Sites",
+    "Sphynx",
     "StreamliNet",
     "Task",
     "Taylor",

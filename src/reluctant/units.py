@@ -68,6 +68,24 @@ def parse_quantity(text: str) -> Quantity:
     return quantity
 
 
+_MACS = {"mac": 1.0, "kmac": 1e3, "mmac": 1e6, "gmac": 1e9}
+
+
+def parse_target(text: str) -> Quantity:
+    """Return the quantity that ``text`` names: as :func:`parse_quantity`, or multiply-adds (``500MMAC``, unit ``macs``).
+
+    Raises:
+        BudgetError: see there.
+    """
+    match = re.fullmatch(rf"({_NUMBER})\s*([kmg]?mac)s?", text.strip().lower())
+    if match is None:
+        return parse_quantity(text)
+    value = float(match[1].replace(",", "").replace("_", "")) * _MACS[match[2]]
+    if not value > 0:
+        raise BudgetError(f"target {text!r} must be above zero, as in 500MMAC")
+    return Quantity(value, "macs")
+
+
 _RATE = {"bps": 1.0, "kbps": 1e3, "mbps": 1e6, "gbps": 1e9}
 
 
@@ -155,8 +173,12 @@ def check_number(value: Any, where: str, *, whole: bool = False, zero: bool = Fa
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """Return ``value`` of ``relus``, ``bytes`` or ``seconds`` as a person would write it."""
-    formats = {"bytes": format_bytes, "seconds": format_seconds}
+    """Return ``value`` of ``relus``, ``macs``, ``bytes`` or ``seconds`` as a person would write it."""
+    formats = {
+        "bytes": format_bytes,
+        "seconds": format_seconds,
+        "macs": lambda macs: f"{macs / 1e6:,.1f} M multiply-adds",
+    }
     return formats[unit](value) if unit in formats else f"{value:,.0f} {unit}"
 
 

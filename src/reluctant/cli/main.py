@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         calibrate,
         cost,
         demo,
+        design,
         evaluate,
         linearize,
         methods,

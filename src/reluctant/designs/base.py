@@ -69,6 +69,11 @@ class Design(ABC):
     def halvings(self) -> int:
         """How many times the map is halved on the way."""
 
+    @property
+    def width_step(self) -> int:
+        """What the width must be a multiple of."""
+        return 1
+
     def check_side(self, side: int) -> None:
         """Refuse images that are too small.
 

@@ -73,6 +73,10 @@ class HybReNet(Residual):
         return tuple(widths)
 
     @property
+    def width_step(self) -> int:
+        return self.groups
+
+    @property
     def has_stem_relu(self) -> bool:
         return self.stem_relu
 

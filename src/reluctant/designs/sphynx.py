@@ -81,6 +81,10 @@ class Sphynx(Design):
     def halvings(self) -> int:
         return len(self.reductions) + (3 if self.stem == "imagenet" else 0)
 
+    @property
+    def width_step(self) -> int:
+        return 2 if self.stem == "imagenet" else 1
+
     def check_side(self, side: int) -> None:
         """Refuse images whose map cannot be halved exactly: the two halves of a reduction must fit each other.
 
