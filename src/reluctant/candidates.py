@@ -130,6 +130,10 @@ class Found:
     candidates: tuple[Candidate, ...]
     refused: Mapping[str, str]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return them as a JSON object."""
+        return {"candidates": [row.to_json() for row in self.candidates], "refused": dict(self.refused)}
+
 
 def find_candidates(
     designs: tuple[Design, ...],

@@ -72,7 +72,7 @@ _MACS = {"mac": 1.0, "kmac": 1e3, "mmac": 1e6, "gmac": 1e9}
 
 
 def parse_target(text: str) -> Quantity:
-    """Return the quantity that ``text`` names: as :func:`parse_quantity`, or multiply-adds (``500MMAC``, unit ``macs``).
+    """Return the quantity that ``text`` names: multiply-adds (``500MMAC``, unit ``macs``), or any of a budget.
 
     Raises:
         BudgetError: see there.
@@ -174,11 +174,9 @@ def check_number(value: Any, where: str, *, whole: bool = False, zero: bool = Fa
 
 def format_quantity(value: float, unit: str) -> str:
     """Return ``value`` of ``relus``, ``macs``, ``bytes`` or ``seconds`` as a person would write it."""
-    formats = {
-        "bytes": format_bytes,
-        "seconds": format_seconds,
-        "macs": lambda macs: f"{macs / 1e6:,.1f} M multiply-adds",
-    }
+    if unit == "macs":
+        return f"{value / 1e6:,.1f} M multiply-adds"
+    formats = {"bytes": format_bytes, "seconds": format_seconds}
     return formats[unit](value) if unit in formats else f"{value:,.0f} {unit}"
 
 

@@ -226,7 +226,7 @@ def test_cryptonets(name, relus, megamacs, megaparameters):
 
 
 def unread_reductions(design: CryptoNAS) -> tuple[int, int]:
-    """Multiply-adds and weights of the reductions that the authors' code makes and nothing reads, which we leave out."""
+    """Multiply-adds and weights of reductions that the authors' code makes and nothing reads; we leave them out."""
     macs = weights = 0
     third, width, side = len(design.layers) // 3, design.width, 32
     for first in (third, 2 * third):

@@ -1,6 +1,6 @@
 """ReLU-equalization against solutions found by hand, and what no network can be built of."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 
@@ -61,7 +61,7 @@ def test_solutions_are_those_of_trying_all_small_ones(blocks, order, bottleneck)
             blocks=blocks, multipliers=multipliers, stem_relu=False, block="bottleneck" if bottleneck else "basic"
         ).relus(64)
         ranked = [relus[f"stage {stage}"] for stage in order]
-        return all(a > b for a, b in zip(ranked, ranked[1:], strict=False))
+        return all(a > b for a, b in pairwise(ranked))
 
     feasible = [m for m in product(range(2, most + 1), repeat=3) if follows(m)]
     least = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reluctant.cli.main import app, show
-from reluctant.cli.options import Data, Json, PriceTable, Settings, TaskName
+from reluctant.cli.options import Data, Json, PriceTable, TaskName
 from reluctant.cli.progress import ProgressView
 from reluctant.costs import ENGINES
 from reluctant.designs import DESIGNS
@@ -91,24 +91,18 @@ def design(
         )
     if pick > len(found.candidates):
         raise UsageError(f"--pick {pick}: there are {len(found.candidates)} candidates")
-    taken = found.candidates[pick - 1]
+    taken, name = found.candidates[pick - 1], task or "digits"
     if out is not None:
-        write_atomically(out, f'task = "{task or "digits"}"\nmodel = "{taken.spec}"\n'.encode())
+        write_atomically(out, f'task = "{name}"\nmodel = "{taken.spec}"\n'.encode())
     if plot is not None:
-        beside = [describe("resnet18", classes, shape), taken]
-        rows = [("ResNet-18" if row.spec == "resnet18" else row.spec, row.relus, row.macs) for row in beside]
-        write_atomically(plot, stages_figure(rows, taken.spec).encode())
+        beside = [("ResNet-18", describe("resnet18", classes, shape)), (taken.spec, taken)]
+        figure = stages_figure([(label, row.relus, row.macs) for label, row in beside], taken.spec)
+        write_atomically(plot, figure.encode())
     lines = [_line(number, row, taken is row) for number, row in enumerate(found.candidates, start=1)]
     lines += [f"left out: {reason}" for reason in found.refused.values()]
-    way = f"--recipe {out}" if out else f"{taken.spec} --task {task or 'digits'}"
+    way = f"--recipe {out}" if out else f"{taken.spec} --task {name}"
     show(
-        {
-            "task": task or "digits",
-            "target": target,
-            "candidates": [row.to_json() for row in found.candidates],
-            "refused": dict(found.refused),
-            "taken": taken.spec,
-        },
+        {"task": name, "target": target, "taken": taken.spec, **found.to_json()},
         "\n".join([*lines, f"{taken.spec}; next: reluctant train {way} --out ..."]),
         json,
     )
@@ -118,8 +112,8 @@ def _line(number: int, row: "Candidate", taken: bool) -> str:
     relus, macs = sum(row.relus.values()), sum(row.macs.values()) / 1e6
     shares = " / ".join(f"{100 * share:.1f}" for share in row.shares.values())
     line = (
-        f"{'*' if taken else ' '}{number:>2}  {row.spec}\n     {relus:,} ReLUs ({shares} % of them by stage), {macs:,.1f} M "
-        f"multiply-adds, {row.parameters / 1e6:,.2f} M parameters"
+        f"{'*' if taken else ' '}{number:>2}  {row.spec}\n     {relus:,} ReLUs ({shares} % of them by stage), "
+        f"{macs:,.1f} M multiply-adds, {row.parameters / 1e6:,.2f} M parameters"
     )
     if row.prediction is None:
         return line
