@@ -170,9 +170,9 @@ def find_candidates(
         except (BudgetError, ShapeError) as error:
             refused[design.spec] = str(error)
             failures.append(error)
-    progress("candidates", len(designs), len(designs))
     if not found:
         raise failures[0]
+    progress("candidates", len(designs), len(designs))
     if target is not None and target.unit == "relus":
         found.sort(key=lambda candidate: sum(candidate.macs.values()))
     elif target is not None:
