@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from reluctant.budget import Budget
     from reluctant.checkpoints import load_checkpoint, save_checkpoint
     from reluctant.data import TASKS, load_task
+    from reluctant.designs import DESIGNS
+    from reluctant.designs.base import Design
+    from reluctant.designs.cryptonas import CryptoNAS
+    from reluctant.designs.deepreduce import DeepReDuce
+    from reluctant.designs.hybrenet import HybReNet
+    from reluctant.designs.sphynx import Sphynx
     from reluctant.engines import ENGINES
     from reluctant.errors import DivergedError, Paused, ReluctantError
     from reluctant.linearization import linearize
@@ -56,6 +62,12 @@ _HOME = {
     "checkpoints": ["load_checkpoint", "save_checkpoint"],
     "circa": ["Circa", "finetune_with_faults", "largest_truncations", "with_faults"],
     "data": ["TASKS", "load_task"],
+    "designs": ["DESIGNS"],
+    "designs.base": ["Design"],
+    "designs.cryptonas": ["CryptoNAS"],
+    "designs.deepreduce": ["DeepReDuce"],
+    "designs.hybrenet": ["HybReNet"],
+    "designs.sphynx": ["Sphynx"],
     "engines": ["ENGINES"],
     "errors": ["DivergedError", "Paused", "ReluctantError"],
     "linearization": ["linearize"],
@@ -91,6 +103,7 @@ _HOME = {
 _MODULE = {name: f"{__name__}.{module}" for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "DESIGNS",
     "ENGINES",
     "METHODS",
     "MODELS",
@@ -103,11 +116,15 @@ __all__ = [
     "Certificate",
     "Circa",
     "Constant",
+    "CryptoNAS",
     "DReP",
+    "DeepReDuce",
     "Descent",
+    "Design",
     "DivergedError",
     "Ebb",
     "Evaluation",
+    "HybReNet",
     "Identity",
     "Job",
     "Mask",
@@ -128,6 +145,7 @@ __all__ = [
     "SecureRun",
     "Shift",
     "Sites",
+    "Sphynx",
     "StreamliNet",
     "Task",
     "Taylor",

@@ -87,7 +87,8 @@ def open_model(name: str, task: str | None = None, machine: Machine | None = Non
     machine = machine or Machine()
     spec = ModelSpec.parse(name)
     classes, shape = task_shape(task or "digits", data=machine.data)
-    return Checkpoint(spec.build(classes, shape[0]).eval(), None, Origin(str(spec), task or "digits", classes, shape))
+    network = spec.build(classes, shape[0], min(shape[1:])).eval()
+    return Checkpoint(network, None, Origin(str(spec), task or "digits", classes, shape))
 
 
 def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = silent) -> Record:
@@ -103,7 +104,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     torch.manual_seed(recipe.seed)
     spec = ModelSpec.parse(recipe.model)
-    model = spec.build(len(task.classes), task.input_shape[0])
+    model = spec.build(len(task.classes), task.input_shape[0], min(task.input_shape[1:]))
     find_sites(model, task.example)  # a network that cannot be linearized is refused before it is trained
     _begin(out, public_recipe(recipe))
     model = fit(model, task, recipe.training, seed=recipe.seed, fabric=fabric, directory=out, progress=progress)

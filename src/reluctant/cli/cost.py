@@ -11,7 +11,9 @@ from reluctant.costs import PROTOCOLS
 from reluctant.costs.money import INFERENCES, Tariff
 from reluctant.units import format_bytes, format_seconds
 
-Model = Annotated[str, typer.Argument(help="Zoo name, checkpoint folder or file, or path.py:function.")]
+Model = Annotated[
+    str, typer.Argument(help="Name of the zoo or of a design, checkpoint folder or file, or path.py:function.")
+]
 
 
 @app.command()

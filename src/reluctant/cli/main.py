@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         circa,
         cost,
         demo,
+        design,
         evaluate,
         linearize,
         methods,
