@@ -84,9 +84,17 @@ class Target:
         return cls(text, quantity.value, quantity.unit, Pricing.load(engine, link or "loopback", table))
 
     def measure(self, candidate: "Candidate") -> float:
-        """Return what one inference takes, in the unit of the target."""
+        """Return what one inference takes, in the unit of the target.
+
+        Raises:
+            BudgetError: the source of the prices does not say.
+        """
         if candidate.prediction is not None and self.where is not None:
-            return candidate.prediction.bytes if self.unit == "bytes" else candidate.prediction.seconds
+            found = candidate.prediction.bytes if self.unit == "bytes" else candidate.prediction.seconds
+            if found is None:
+                missing = ", ".join(candidate.prediction.omitted)
+                raise BudgetError(f"target {self.text} cannot be kept: not known are {missing}")
+            return found
         return sum((candidate.relus if self.unit == "relus" else candidate.macs).values())
 
 

@@ -1,11 +1,11 @@
 """``reluctant cost``: what one inference consists of, and what it would send, take and be paid for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from reluctant.cli.main import aligned, app, show
+from reluctant.cli.main import aligned, app, known, show
 from reluctant.cli.options import Data, Json, PriceTable, TaskName
 from reluctant.costs import PROTOCOLS
 from reluctant.costs.money import INFERENCES, Tariff
@@ -72,21 +72,21 @@ def _costs(counted: dict[str, Any]) -> str:
     if "bytes" not in counted:
         return "no prediction of bytes, for no secure program computes this network"
     online, offline = (
-        f"{_shown(part['bytes'], format_bytes)} in {_shown(part['messages'], '{:,}'.format)} messages and "
-        f"{_shown(part['seconds'], format_seconds)}"
+        f"{known(part['bytes'], format_bytes)} in {known(part['messages'], '{:,}'.format)} messages and "
+        f"{known(part['seconds'], format_seconds)}"
         for part in (counted["online"], counted["offline"])
     )
     measured = counted["provenance"] == "measured"
     before = f"a set-up of {offline}" if measured else f"preparing the image with {offline}"
     line = (
         f"{online} under {counted['engine']} over {counted['network']}, after {before}, with "
-        f"{_shown(counted['memory'], format_bytes)} of memory a party, {_shown(counted['dollars'], '{:.2f}'.format)} "
+        f"{known(counted['memory'], format_bytes)} of memory a party, {known(counted['dollars'], '{:.2f}'.format)} "
         f"dollars for {INFERENCES:,}; "
     )
     if measured:
         return f"{line}all as predicted"
     return (
-        f"{line}of both, {_shown(counted['comparison_bytes'], format_bytes)} in {_relu_trips(counted)} round trips are "
+        f"{line}of both, {known(counted['comparison_bytes'], format_bytes)} in {_relu_trips(counted)} round trips are "
         f"for ReLUs; this is an analytic profile, not measured here, from {counted['source']}; it leaves out "
         f"{', '.join(counted['omitted'])}"
     )
@@ -97,10 +97,10 @@ def _table(compared: Mapping[str, dict[str, Any]]) -> str:
     rows = [
         (
             name,
-            *(_shown(found[part]["bytes"], format_bytes) for part in ("offline", "online")),
-            _shown(found["comparison_bytes"], format_bytes),
+            *(known(found[part]["bytes"], format_bytes) for part in ("offline", "online")),
+            known(found["comparison_bytes"], format_bytes),
             _relu_trips(found),
-            *(_shown(found[part]["seconds"], format_seconds) for part in ("offline", "online")),
+            *(known(found[part]["seconds"], format_seconds) for part in ("offline", "online")),
             found["provenance"] + (", offline once for many images" if found["offline"] == found["setup"] else ""),
         )
         for name, found in compared.items()
@@ -113,7 +113,3 @@ def _relu_trips(found: Mapping[str, Any]) -> str:
     """Return the round trips of all activation steps."""
     trips = [site["round_trips"] for site in found["by_site"]]
     return "-" if None in trips else f"{sum(trips):,.0f}"
-
-
-def _shown(value: Any, form: Callable[[Any], str]) -> str:
-    return "-" if value is None else form(value)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reluctant.cli.main import app, show
+from reluctant.cli.main import app, known, show
 from reluctant.cli.options import Data, Json, PriceTable, TaskName
 from reluctant.cli.progress import ProgressView
 from reluctant.costs import ENGINES
@@ -119,6 +119,6 @@ def _line(number: int, row: "Candidate", taken: bool) -> str:
         return line
     cost = row.prediction
     return (
-        f"{line}\n     {format_bytes(cost.bytes)} and {format_seconds(cost.seconds)} an image under {cost.engine} over "
+        f"{line}\n     {known(cost.bytes, format_bytes)} and {known(cost.seconds, format_seconds)} an image under {cost.engine} over "
         f"{cost.network}, as predicted"
     )

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -65,6 +65,11 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def known(value: Any, form: Callable[[Any], str]) -> str:
+    """Return ``value`` in its form, or a dash for what nobody knows."""
+    return "-" if value is None else form(value)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
