@@ -119,6 +119,6 @@ def _line(number: int, row: "Candidate", taken: bool) -> str:
         return line
     cost = row.prediction
     return (
-        f"{line}\n     {known(cost.bytes, format_bytes)} and {known(cost.seconds, format_seconds)} an image under {cost.engine} over "
-        f"{cost.network}, as predicted"
+        f"{line}\n     {known(cost.bytes, format_bytes)} and {known(cost.seconds, format_seconds)} an image "
+        f"under {cost.engine} over {cost.network}, as predicted"
     )
