@@ -131,9 +131,9 @@ class Party:
             description.add_party(str(number), f"127.0.0.1:{port}")
         link, log = libspu.link.create_brpc(description, rank), Log(Path(folder) / f"{rank}.log")
         self.rank = rank
-        self.machine = Machine(link, rank, 2, "CHEETAH", FRACTION_BITS, log)
-        self.talk = Talk(link, rank)
-        self.session = Session(rank, link, log, Settings(FRACTION_BITS), lambda stage, done, total: None)
+        settings = Settings(FRACTION_BITS)
+        self.machine, self.talk = Machine(link, rank, settings, log), Talk(link, rank)
+        self.session = Session(rank, link, log, settings, lambda stage, done, total: None)
         self.rng = np.random.default_rng(1)
 
     def run(self, program: Program, compiled: Compiled) -> tuple[Traffic, float]:

@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from reluctant.engines.session import Session, Settings, Talk, _read_share, suitable_batch
+from reluctant.engines.session import Session, Talk, _read_share, _read_traffic, suitable_batch
+from reluctant.engines.settings import CLIENT, SERVER, Settings
+from reluctant.engines.spu import Traffic
 from reluctant.errors import EngineError
 
 
@@ -23,7 +25,7 @@ class FakeLink:
 
 
 def talk(*messages):
-    return Talk(FakeLink(*messages), 1)
+    return Talk(FakeLink(*messages), CLIENT)
 
 
 @pytest.mark.parametrize(
@@ -32,18 +34,18 @@ def talk(*messages):
 )
 def test_what_is_not_as_agreed_is_refused(message):
     with pytest.raises(EngineError, match="the server sent no 'images' of type int"):
-        talk(message).receive(images=int)
+        talk(message).receive(SERVER, images=int)
 
 
 def test_refusal_of_the_other_party_is_passed_on():
     with pytest.raises(EngineError, match="the server refused: no such thing"):
-        talk(json.dumps({"refusal": "no such thing"}).encode()).receive(images=int)
+        talk(json.dumps({"refusal": "no such thing"}).encode()).receive(SERVER, images=int)
 
 
 def test_what_is_said_is_counted():
     one = talk(b'{"images": 4}')
     one.send({"a": 1})
-    assert one.receive(images=int) == {"images": 4}
+    assert one.receive(SERVER, images=int) == {"images": 4}
     said = one.take()
     assert (said.sent, said.received, said.messages) == (len('{"a": 1}'), len('{"images": 4}'), 2)
     assert one.take().bytes == 0
@@ -54,7 +56,7 @@ def make_session(rank, *messages):
     return Session(rank, link, None, Settings(18), lambda *_: None), link
 
 
-SETTINGS = {"fraction_bits": 18, "protocol": "CHEETAH", "version": 1}
+SETTINGS = {"fraction_bits": 18, "protocol": "CHEETAH", "transfers": "ferret", "version": 2}
 
 
 def test_parties_with_other_settings_do_not_start(small_program):
@@ -110,7 +112,7 @@ def encoded(*parts):
 def test_share_of_another_form_is_refused(meta, chunks, words):
     pytest.importorskip("spu")
     with pytest.raises(EngineError, match=words):
-        _read_share({"meta": meta, "chunks": chunks}, FakeShare(b"meta", b"1234"))
+        _read_share({"meta": meta, "chunks": chunks}, FakeShare(b"meta", b"1234"), "server")
 
 
 def test_batch_suits_the_memory(small_program):
