@@ -30,7 +30,8 @@ from reluctant.engines.meeting import free_ports
 from reluctant.engines.memory import peak_memory
 from reluctant.engines.preparation import prepare
 from reluctant.engines.relay import Relay
-from reluctant.engines.session import CLIENT, SERVER, Session, Settings, Talk
+from reluctant.engines.session import Session, Talk
+from reluctant.engines.settings import CLIENT, SERVER, Settings
 from reluctant.engines.spu import FRACTION_BITS, Compiled, Log, Machine, Tally, Traffic, compile_program, require_spu
 from reluctant.program.operations import INPUT, Activation, AvgPool, Conv2d, Linear, MaxPool, Op, Scale
 from reluctant.program.ops import Program, ProgramSite

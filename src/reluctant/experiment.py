@@ -29,9 +29,11 @@ from reluctant.costs.money import Tariff
 from reluctant.costs.networks import parse_network
 from reluctant.costs.pricing import price_list
 from reluctant.data import load_task, task_shape
+from reluctant.engines import ENGINES
 from reluctant.engines.base import EngineRun
-from reluctant.engines.parties import Place, query, serve
-from reluctant.engines.spu import FRACTION_BITS
+from reluctant.engines.on_spu import SpuEngine
+from reluctant.engines.parties import Place, assist, query, serve
+from reluctant.engines.settings import Role
 from reluctant.errors import UnsupportedOperation, UsageError
 from reluctant.files import UNFINISHED, write_json
 from reluctant.linearization import linearize
@@ -297,25 +299,42 @@ def run_checkpoint(
     return record, run
 
 
-def serve_checkpoint(folder: Path, place: Place, *, progress: Progress = silent) -> EngineRun:
-    """Be the server of one private inference with a client on another machine; return what it cost."""
-    checkpoint = load_checkpoint(folder)
-    program = lower(as_masked(checkpoint.model, checkpoint.example))
-    return serve(program, place, fraction_bits=FRACTION_BITS, progress=progress)
-
-
-def query_images(
-    task: str,
-    machine: Machine,
+def be_party(
+    role: Role,
     place: Place,
+    machine: Machine,
     *,
-    images: int,
+    engine: str,
+    checkpoint: Path | None = None,
+    task: str | None = None,
+    images: int = 1,
     batch: int | None = None,
     progress: Progress = silent,
 ) -> EngineRun:
-    """Be the client of one private inference with a server on another machine; return answers and cost."""
-    array = machine.task(task).images(images).numpy()
-    return query(array, place, batch=batch, fraction_bits=FRACTION_BITS, progress=progress)
+    """Be one party of a private inference whose others are on other machines; return its cost, at the client answers.
+
+    Args:
+        checkpoint: what the server gives.
+        task: the one whose first test images the client sends.
+
+    Raises:
+        UsageError: this party gives something else, or the engine has no parties of its own.
+    """
+    found = ENGINES[engine]()
+    if not isinstance(found, SpuEngine):
+        raise UsageError(
+            f"engine {engine} has no parties that run on their own; --party is for those on SPU: cheetah, ..."
+        )
+    given = (checkpoint is not None, task is not None)
+    if role == "server" and given == (True, False) and checkpoint is not None:
+        loaded = load_checkpoint(checkpoint)
+        return serve(lower(as_masked(loaded.model, loaded.example)), place, found.settings(), progress)
+    if role == "client" and given == (False, True) and task is not None:
+        return query(machine.task(task).images(images).numpy(), place, found.settings(), progress, batch=batch)
+    if role == "helper" and given == (False, False):
+        return assist(place, found.settings(), progress)
+    gives = {"server": "a checkpoint to serve alone", "client": "no checkpoint but a --task", "helper": "neither"}
+    raise UsageError(f"the {role} gives {gives[role]}")
 
 
 def _leave_the_rest_to_the_first(fabric: "Fabric") -> None:

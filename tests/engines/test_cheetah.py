@@ -10,15 +10,13 @@ import pytest
 import torch
 from small import masked_small
 
-from reluctant.engines import ENGINES
 from reluctant.engines.cheetah import Cheetah
 from reluctant.engines.meeting import free_ports
 from reluctant.engines.parties import Place, query, serve
+from reluctant.engines.settings import Settings
 from reluctant.engines.twin import Twin
-from reluctant.errors import ShapeError, UsageError
 from reluctant.models.resnet import resnet8
 from reluctant.program.lower import lower
-from reluctant.program.ops import Program
 from reluctant.surrogates import Affine, Identity, Reciprocal
 
 
@@ -133,36 +131,15 @@ def test_two_machines(runs, small_images):
     server, client = (f"127.0.0.1:{port}" for port in free_ports(2))
     served = []
     thread = threading.Thread(
-        target=lambda: served.append(serve(program, Place(listen=server, peer=client), fraction_bits=18))
+        target=lambda: served.append(serve(program, Place(listen=server, peer=client), Settings(18)))
     )
     thread.start()
-    run = query(small_images, Place(listen=client, peer=server), batch=None, fraction_bits=18)
+    run = query(small_images, Place(listen=client, peer=server), Settings(18))
     thread.join(20)
     assert np.abs(run.outputs - twin.outputs).max() < 1e-3
     assert served[0].outputs.shape == (0, 5)
     for name in ("images", "batch", "comparisons", "bytes", "messages", "setup_bytes"):
         assert getattr(served[0], name) == getattr(run, name)
-
-
-def test_nothing_starts_for_what_cannot_run(small_program, small_images, monkeypatch):
-    def start(*_, **__):
-        raise AssertionError("a process was started")
-
-    monkeypatch.setattr("subprocess.Popen", start)
-    with pytest.raises(ShapeError, match=r"images have the shape \(4, 3, 8\)"):
-        Cheetah().run(small_program, small_images[..., 0])
-    with pytest.raises(UsageError, match="no arrays"):
-        Cheetah().run(Program.from_public(small_program.public()), small_images)
-    with pytest.raises(UsageError, match="batch is -1"):
-        Cheetah().run(small_program, small_images, batch=-1)
-
-
-@pytest.mark.parametrize("name", ENGINES.names())
-def test_every_engine_says_what_it_promises(name):
-    engine = ENGINES[name]()
-    assert engine.name == name
-    assert engine.security.private == (engine.security.parties > 1)
-    assert engine.security.statement.startswith("Private" if engine.security.private else "Not private")
 
 
 def test_the_parties_need_no_torch():

@@ -5,9 +5,8 @@ import json
 
 import pytest
 
-from reluctant.engines.session import Session, Talk, _read_share, _read_traffic, suitable_batch
+from reluctant.engines.session import Session, Talk, _read_share, suitable_batch
 from reluctant.engines.settings import CLIENT, SERVER, Settings
-from reluctant.engines.spu import Traffic
 from reluctant.errors import EngineError
 
 

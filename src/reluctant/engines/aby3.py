@@ -20,7 +20,7 @@ class Aby3(SpuEngine):
 
     name: ClassVar[str] = "aby3"
     security: ClassVar[Security] = Security(
-        adversary="semi-honest, no two together",
+        adversary="semi-honest, honest majority",
         parties=3,
         dealer="none",
         private=True,

@@ -87,11 +87,10 @@ def meet(role: Role, listen: str, peers: Mapping[Role, str], seconds: float) -> 
     if missing is not None:
         raise EngineError(f"nobody answered at {missing} within {seconds:g} seconds; is the other party running there?")
     met = {other: (there, called.connections[other]) for other, there in connections.items() if there is not None}
-    for there, _ in met.values():
-        there.sendall(_READY)
-    for _, back in met.values():  # until all have given up their ports, or for a second at most each
-        with suppress(OSError):
-            back.recv(len(_READY))
+    for there, back in met.values():
+        with suppress(OSError):  # who is gone by now is missed later
+            there.sendall(_READY)
+            back.recv(len(_READY))  # all have given up their ports, or a second has passed
     return met
 
 

@@ -65,8 +65,10 @@ class Place:
         """Return what the party with that role is told.
 
         Raises:
-            UsageError: not one address for each other party.
+            UsageError: there is no such party, or not one address for each other one.
         """
+        if role not in settings.roles:
+            raise UsageError(f"{settings.protocol} has no {role}; its parties are {', '.join(settings.roles)}")
         others = [name for name in settings.roles if name != role]
         peers = self.peer.split(",")
         if len(peers) != len(others):
@@ -149,32 +151,18 @@ def _joined(stack: ExitStack, listen: Mapping[Role, str], network: Network) -> d
     return peers
 
 
-def serve(
-    program: Program,
-    place: Place,
-    *,
-    fraction_bits: int,
-    protocol: str = "CHEETAH",
-    progress: Progress | None = None,
-) -> EngineRun:
+def serve(program: Program, place: Place, settings: Settings, progress: Progress | None = None) -> EngineRun:
     """Be the server of one run with the others elsewhere; return what it cost. The server learns no outputs.
 
     Raises:
         UsageError: SPU is not installed.
         EngineError: another party did not come, or broke off.
     """
-    order = place.order("server", Settings(fraction_bits, protocol))
-    return _run_alone(order, progress, program=program)
+    return _run_alone(place.order("server", settings), progress, program=program)
 
 
 def query(
-    images: Images,
-    place: Place,
-    *,
-    batch: int | None,
-    fraction_bits: int,
-    protocol: str = "CHEETAH",
-    progress: Progress | None = None,
+    images: Images, place: Place, settings: Settings, progress: Progress | None = None, *, batch: int | None = None
 ) -> EngineRun:
     """Be the client of one run with the others elsewhere; return its answers and what they cost.
 
@@ -183,20 +171,17 @@ def query(
         ShapeError: the server's network takes other images.
         EngineError: another party did not come, or broke off.
     """
-    order = place.order("client", Settings(fraction_bits, protocol), batch)
-    return _run_alone(order, progress, images=images)
+    return _run_alone(place.order("client", settings, batch), progress, images=images)
 
 
-def assist(
-    place: Place, *, fraction_bits: int, protocol: str = "ABY3", progress: Progress | None = None
-) -> EngineRun:
+def assist(place: Place, settings: Settings, progress: Progress | None = None) -> EngineRun:
     """Be the helper of one run with server and client elsewhere; return what it cost. The helper learns nothing.
 
     Raises:
         UsageError: SPU is not installed.
         EngineError: another party did not come, or broke off.
     """
-    return _run_alone(place.order("helper", Settings(fraction_bits, protocol)), progress)
+    return _run_alone(place.order("helper", settings), progress)
 
 
 def _run_alone(order: Order, progress: Progress | None, **given: Any) -> EngineRun:

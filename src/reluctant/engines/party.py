@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,37 @@ class Order:
     batch: int | None = None
 
 
+@contextmanager
+def _writing(role: Role, folder: Path) -> Iterator[None]:
+    """Turn a disk that takes no more into one line.
+
+    Raises:
+        EngineError: something could not be written into ``folder``.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()
+        raise EngineError(f"the {role} cannot write to {folder}: {reason}; free some space, or set TMPDIR") from error
+
+
 def write_order(folder: Path, order: Order, *, program: Program | None = None, images: Any = None) -> None:
-    """Put into ``folder`` what a party needs: the program with its arrays, or the images."""
+    """Put into ``folder`` what a party needs: the program with its arrays, or the images.
+
+    Raises:
+        EngineError: the disk takes no more.
+    """
     from safetensors.numpy import save_file
 
-    if program is not None and program.arrays is not None:
-        (folder / "program.json").write_text(json.dumps(program.public()))
-        save_file(dict(program.arrays), folder / "arrays.safetensors")
-    if images is not None:
-        save_file({"images": images}, folder / "images.safetensors")
-    (folder / "order.json").write_text(json.dumps(asdict(order)))
+    with _writing(order.role, folder):
+        if program is not None and program.arrays is not None:
+            (folder / "program.json").write_text(json.dumps(program.public()))
+            save_file(dict(program.arrays), folder / "arrays.safetensors")
+        if images is not None:
+            save_file({"images": images}, folder / "images.safetensors")
+        (folder / "order.json").write_text(json.dumps(asdict(order)))
 
 
 def _read_order(folder: Path) -> Order:
@@ -140,13 +162,13 @@ def _connect(order: Order) -> Any:
 def _watch(order: Order, met: Mapping[Role, Connections], voice: Voice) -> PeerWatch:
     """Return what ends this process with one line as soon as another party is lost."""
 
-    def alone(name: str, ill: Ill) -> None:
+    def alone(name: Role, ill: Ill) -> None:
         voice.end(_lost(order, name, ill), ALONE)
 
     return PeerWatch(met, order.patience, alone)
 
 
-def _lost(order: Order, name: str, ill: Ill) -> EngineError:
+def _lost(order: Order, name: Role, ill: Ill) -> EngineError:
     what = {
         "gone": "broke off in the middle of the run",
         "silent": f"has been silent for {order.patience:g} seconds: it hangs, or the link is down",
@@ -169,7 +191,7 @@ def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
     session = Session(ROLES.index(order.role), link, log, order.settings, voice.progress)
     try:
         return _compute(folder, order, session)
-    except ReluctantError:
+    except (ReluctantError, OSError):
         raise
     except Exception as error:
         if lost := watch.lost(3):
@@ -198,7 +220,8 @@ def main() -> None:
     order = _read_order(folder)
     die_with_parent(folder.parent)
     try:
-        _write_result(folder, _take_part(folder, order, voice))
+        with _writing(order.role, folder):
+            _write_result(folder, _take_part(folder, order, voice))
     except ReluctantError as error:
         voice.end(error, 2)
     voice.end(None, 0)

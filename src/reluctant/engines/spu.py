@@ -25,6 +25,9 @@ from reluctant.errors import EngineError, UsageError
 from reluctant.program.operations import INPUT, Array, Shape
 from reluctant.program.ops import Program
 
+#: A disk that takes no file of so many bytes takes no log either.
+_TRIED_BYTES = 1 << 16
+
 #: What SPU calls the kinds of oblivious transfer.
 _TRANSFERS = {"ferret": "YACL_Ferret", "softspoken": "YACL_Softspoken"}
 
@@ -211,12 +214,14 @@ class Log:
 
         Raises:
             EngineError: the log does not say.
+            OSError: nothing can be written where it lies.
         """
         with self._path.open(errors="replace") as file:
             file.seek(self._offset)
             found = _LINK.findall(file.read())
             self._offset = file.tell()
         if len(found) != 1:
+            self._path.with_suffix(".try").write_bytes(bytes(_TRIED_BYTES))  # a full disk is the likeliest reason
             raise EngineError(f"SPU's log tells the cost of {len(found)} runs where one was; is it SPU 0.9.5?")
         sent, received, messages_sent, messages_received = map(int, found[0])
         return sent, received, messages_sent, messages_received

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from reluctant.engines.settings import Role
+
 #: What a party says to show that it lives.
 PULSE = b"."
 
@@ -34,16 +36,16 @@ class PeerWatch:
     """Tells the other parties every second that this one lives, and listens to the same from them.
 
     Args:
-        peers: connections to each other party and from it, by its name.
+        peers: connections to each other party and from it, by its role.
         patience: seconds of silence after which a party counts as stalled.
-        alone: called with a name and what is wrong if that party is gone, silent, or says anything else, before
+        alone: called with a role and what is wrong if that party is gone, silent, or says anything else, before
             :meth:`finish`; it must end the process.
     """
 
-    def __init__(self, peers: Mapping[str, Connections], patience: float, alone: Callable[[str, Ill], None]) -> None:
+    def __init__(self, peers: Mapping[Role, Connections], patience: float, alone: Callable[[Role, Ill], None]) -> None:
         self._alone = alone
         self._finished = threading.Event()
-        self._lost: queue.SimpleQueue[tuple[str, Ill]] = queue.SimpleQueue()
+        self._lost: queue.SimpleQueue[tuple[Role, Ill]] = queue.SimpleQueue()
         for name, (speaking, hearing) in peers.items():
             hearing.settimeout(patience)
             threading.Thread(target=self._speak, args=(speaking,), daemon=True).start()
@@ -53,7 +55,7 @@ class PeerWatch:
         """Say that the other parties may go now."""
         self._finished.set()
 
-    def lost(self, seconds: float) -> tuple[str, Ill] | None:
+    def lost(self, seconds: float) -> tuple[Role, Ill] | None:
         """Return the party that was lost first and what is wrong with it; ``None`` if none is within ``seconds``."""
         try:
             return self._lost.get(timeout=seconds)
@@ -65,7 +67,7 @@ class PeerWatch:
             while not self._finished.wait(_PULSE_SECONDS):
                 speaking.sendall(PULSE)
 
-    def _hear(self, name: str, hearing: socket.socket) -> None:
+    def _hear(self, name: Role, hearing: socket.socket) -> None:
         ill: Ill = "gone"
         try:
             while said := hearing.recv(64):
