@@ -139,7 +139,8 @@ def test_parties_end_with_whoever_started_them(tmp_path, how):
         "from reluctant.engines.parties import Place, query\n"
         "from reluctant.engines.settings import Settings\n"
         "here = Place(listen='127.0.0.1:{}', peer='127.0.0.1:{}', connect_timeout=15)\n"
-        "query(np.zeros((1, 3, 8, 8), np.float32), here, Settings(18), lambda *a: print('connecting', flush=True), batch=1)\n"
+        "images = np.zeros((1, 3, 8, 8), np.float32)\n"
+        "query(images, here, Settings(18), lambda *a: print('connecting', flush=True), batch=1)\n"
     ).format(*free_ports(2))
     parent = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

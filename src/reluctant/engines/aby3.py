@@ -13,9 +13,10 @@ from reluctant.engines.on_spu import SpuEngine
 
 @dataclass(frozen=True, kw_only=True)
 class Aby3(SpuEngine):
-    """SPU's ABY3 between a server with the weights, a client with the images and a helper with nothing, three processes.
+    """SPU's ABY3 between a server with the weights, a client with the images, and a helper with nothing.
 
-    The weights are shared once, as set-up; what a batch costs is comparisons, products and truncations of shares.
+    Three processes on this machine. The weights are shared among the three once, which counts as set-up; a batch then
+    costs its image, comparisons, products and truncations of shares.
     """
 
     name: ClassVar[str] = "aby3"
@@ -26,13 +27,12 @@ class Aby3(SpuEngine):
         private=True,
         offline_included=True,
         statement=(
-            "Private against one semi-honest party of three: each follows the protocol and learns nothing more than it is "
-            "meant to, as long as no two put together what they saw. The client learns the class scores, the server "
-            "learns nothing of image or answer. The helper, who has neither image nor network, holds shares that are "
-            "random numbers to it: it learns nothing unless it colludes. Any two of the three together learn everything: "
-            "image, weights and answer. Public to all three: the architecture, all shapes, which ReLUs are kept (the "
-            "masks), and the whole numbers of slopes that are reciprocals of such. There is no dealer. A party that "
-            "deviates from the protocol is not caught. The link is plain TCP, on loopback by default; whoever reads two "
-            "of its three connections sees as much as two parties."
+            "Private against one semi-honest party of three: each follows the protocol and learns nothing more than it "
+            "is meant to, as long as no two join what they saw. The client learns the class scores, the server learns "
+            "nothing of image or answer. The helper has neither image nor network and learns nothing: its shares are "
+            "random numbers, unless it colludes. Any two of the three together learn image, weights and answer. Public "
+            "to all three: the architecture, all shapes, which ReLUs are kept (the masks), and the whole numbers of "
+            "slopes that are reciprocals of such. There is no dealer. A party that deviates from the protocol is not "
+            "caught. The links are plain TCP, on loopback by default: whoever reads all of them learns everything."
         ),
     )

@@ -23,8 +23,8 @@ class Security:
     """What an engine promises.
 
     Args:
-        adversary: against whom (``semi-honest``: follows the protocol, looks at everything it sees; ``honest majority``:
-            no two of three work together), or ``none``.
+        adversary: against whom (``semi-honest``: follows the protocol, looks at everything it sees; ``honest
+            majority``: no two of three work together), or ``none``.
         parties: how many compute.
         dealer: who hands out correlated randomness, or ``none``.
         private: whether inputs and weights are hidden from the other party at all.

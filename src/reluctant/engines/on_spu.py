@@ -1,4 +1,4 @@
-"""What the engines on SPU have in common: parties that are processes of this machine, joined by a real or a slow link."""
+"""What the engines on SPU have in common: their parties are processes of this machine, joined by some network."""
 
 from dataclasses import dataclass
 

@@ -26,8 +26,8 @@ class Semi2k(SpuEngine):
         private=False,
         offline_included=False,
         statement=(
-            "Not private. The server makes the correlated randomness of both parties, so it can undo the client's masks "
-            "and read the image (SPU's default for SEMI2K, the trusted first party). A simulation of what such a "
-            "protocol sends online; making the randomness safely would cost more, and that is not counted."
+            "Not private. The server makes the correlated randomness of both parties, so it can undo the client's "
+            "masks and read the image: SPU's default for SEMI2K, a trusted first party. This simulates what a protocol "
+            "of the kind sends online; to make the randomness safely would cost more, which is not counted."
         ),
     )

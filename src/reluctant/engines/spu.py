@@ -268,7 +268,7 @@ class Machine:
         self._io, self._runtime = api.Io(len(settings.roles), config), api.Runtime(link, config)
 
     def put(self, name: str, value: Array | None, shape: Shape, owner: int) -> None:
-        """Set a private value. Its owner gives it; the others' shares are zero everywhere and are made here, not sent."""
+        """Set a private value. Its owner gives it; the shares of others are zero everywhere and made here, not sent."""
         known = np.zeros(shape, np.float32) if value is None else np.ascontiguousarray(value, np.float32)
         self._runtime.set_var(name, self._io.make_shares(known, self._secret, owner)[self.rank])
 

@@ -85,7 +85,7 @@ def promise(secure: Secure) -> str:
 
 
 def measured(network: Network) -> str:
-    """Return what stands beside every latency: protocol and its promise, network, batch and hardware; nothing if there was no run."""
+    """Return what stands beside every latency: protocol, promise, network, batch, hardware; nothing without a run."""
     run = network.run
     if run is None or run.secure is None:
         return ""
