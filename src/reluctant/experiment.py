@@ -47,7 +47,7 @@ from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
 from reluctant.recording import about, evaluation_record, known_accuracy, public_recipe, run_record
 from reluctant.records import Record, load_records
-from reluctant.secure import SecureRun, as_masked, secure_run, twin_outputs
+from reluctant.secure import SecureRun, as_masked, make_engine, secure_run, twin_outputs
 from reluctant.sites import find_sites
 from reluctant.task import Task
 from reluctant.training import Evaluation, evaluate, finetune, fit, make_fabric
@@ -285,14 +285,16 @@ def run_checkpoint(
     images: int,
     network: str = "loopback",
     batch: int | None = None,
+    transfers: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Record, SecureRun]:
     """Run the first test images through the network at ``folder`` as private inference; return record and run."""
     checkpoint = load_checkpoint(folder)
     task = machine.task(checkpoint.origin.task)
     _check_fits(checkpoint.origin, task, folder)
+    made = make_engine(engine, network, transfers)
     run = secure_run(
-        checkpoint.model, task.images(images), engine=engine, network=network, batch=batch, progress=progress
+        checkpoint.model, task.images(images), engine=made, network=network, batch=batch, progress=progress
     )
     record = run_record(run, checkpoint.model, checkpoint.origin)
     record.save(folder if folder.is_dir() else folder.parent)

@@ -95,6 +95,8 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         "link": _link(run),
         part: network_cost(run),  # type: ignore[misc]
     }
+    if run.run.transfers:
+        secure["transfers"] = run.run.transfers
     return Record(
         kind="run",
         accuracy=known_accuracy(origin),
@@ -106,7 +108,7 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
 
 
 def _public(model: nn.Module) -> list[str]:
-    """Return what a run tells both parties."""
+    """Return what a run tells all parties."""
     told = ["architecture", "masks of kept ReLUs", "shapes", "fixed-point format", "number of images"]
     slopes = isinstance(model, MaskedModel) and "reciprocal" in model.surrogate.terms
     return [*told, "whole numbers whose reciprocals are slopes, a channel"] if slopes else told

@@ -114,20 +114,25 @@ def secure_run(
     return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model)
 
 
-def make_engine(name: str, network: str = "loopback") -> Engine:
+def make_engine(name: str, network: str = "loopback", transfers: str | None = None) -> Engine:
     """Return the engine called ``name`` with its parties joined by ``network``.
+
+    Args:
+        transfers: how it makes oblivious transfers; its default if not given.
 
     Raises:
         UnknownName: no such engine.
-        UsageError: no such network, or an engine that has no parties to join.
+        UsageError: no such network, an engine that has no parties to join, or one without oblivious transfers.
     """
     link = parse_network(network)
     kind = ENGINES[name]
-    if "network" in {field.name for field in fields(kind)}:
-        return kind(network=link)  # type: ignore[no-any-return]
-    if link.emulated:
+    known = {field.name for field in fields(kind)}
+    if link.emulated and "network" not in known:
         raise UsageError(f"engine {name} runs in one process; a network is for engines with several parties")
-    return kind()  # type: ignore[no-any-return]
+    if transfers is not None and "transfers" not in known:
+        raise UsageError(f"engine {name} makes no oblivious transfers; leave out how")
+    settings = {"network": link, "transfers": transfers}
+    return kind(**{key: v for key, v in settings.items() if key in known and v is not None})  # type: ignore[no-any-return]
 
 
 def twin_outputs(program: Program, images: Outputs, *, progress: Progress = silent) -> Outputs:

@@ -24,6 +24,14 @@ def run(
         str, typer.Option("--network", help="loopback; or imitated: lan, wan, mobile, 400mbps/20ms.")
     ] = "loopback",
     batch: Annotated[int | None, typer.Option("--batch", help="Images that travel together.", min=1)] = None,
+    transfers: Annotated[
+        str | None,
+        typer.Option(
+            "--transfers",
+            help="Oblivious transfers of cheetah: ferret (few bytes), softspoken (little set-up), auto (as predicted).",
+            show_default=False,
+        ),
+    ] = None,
     party: Annotated[
         str | None, typer.Option("--party", help="Be one party only: server, client or helper.", show_default=False)
     ] = None,
@@ -60,10 +68,17 @@ def run(
         raise UsageError("name the checkpoint to run, for instance runs/snl-10")
     with ProgressView(quiet=json) as progress:
         _, done = run_checkpoint(
-            checkpoint, machine, engine=engine, images=images, network=network, batch=batch, progress=progress
+            checkpoint,
+            machine,
+            engine=engine,
+            images=images,
+            network=network,
+            batch=batch,
+            transfers=transfers,
+            progress=progress,
         )
     show(
-        {**_promise(engine), **network_cost(done)},
+        {**_promise(engine), "transfers": done.run.transfers, **network_cost(done)},
         f"{checkpoint}: classes {done.answers}; {done.argmax_equal_twin} of {images} as the twin, "
         f"{done.argmax_equal_float} as plain torch (scores off by at most {done.max_abs_error_float:.1g}); "
         f"{_costs(done.run)} ({engine}, {done.engine.security.label}, {network})",

@@ -84,6 +84,7 @@ class EngineRun:
         processes: operating-system processes that computed.
         batch: images in one run of the program.
         fraction_bits: of the fixed-point numbers.
+        transfers: how oblivious transfers were made; empty where the protocol has none.
     """
 
     outputs: Outputs
@@ -100,6 +101,7 @@ class EngineRun:
     batch: int
     fraction_bits: int
     memory: int = 0
+    transfers: str = ""
     more_outputs: tuple[Outputs, ...] = ()
 
 

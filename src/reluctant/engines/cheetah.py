@@ -4,16 +4,31 @@ Paper: Huang, Lu, Hong, Ding. Cheetah: Lean and Fast Secure Two-Party Deep Neura
 2022. As implemented in SPU (SecretFlow): 64-bit ring, Ferret OT.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from reluctant.engines.base import Security
+from reluctant.costs.model import cheaper_transfers
+from reluctant.engines.base import EngineRun, Images, Progress, Security, check_images
 from reluctant.engines.on_spu import SpuEngine
+from reluctant.engines.session import suitable_batch
+from reluctant.engines.settings import Settings
+from reluctant.errors import UsageError
+from reluctant.program.ops import Program
+
+#: The two kinds of oblivious transfer that SPU has for it, and what chooses between them.
+TRANSFERS = ("ferret", "softspoken", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cheetah(SpuEngine):
-    """SPU's CHEETAH between a server with the weights and a client with the images, two processes on this machine."""
+    """SPU's CHEETAH between a server with the weights and a client with the images, two processes on this machine.
+
+    Args:
+        transfers: how the oblivious transfers of comparisons and truncations are made. ``ferret`` (Yang et al., CCS
+            2020): 98.5 bytes a comparison after a set-up of 3 to 5 seconds and 2 MB. ``softspoken`` (Roy, CRYPTO 2022):
+            858 bytes a comparison, half a second of set-up, and half the memory. ``auto``: what is predicted to be done
+            sooner, set-up included (:func:`reluctant.costs.model.cheaper_transfers`).
+    """
 
     name: ClassVar[str] = "cheetah"
     security: ClassVar[Security] = Security(
@@ -31,3 +46,23 @@ class Cheetah(SpuEngine):
             "default."
         ),
     )
+
+    transfers: str = "ferret"
+
+    def __post_init__(self) -> None:
+        if self.transfers not in TRANSFERS:
+            raise UsageError(f"unknown transfers {self.transfers!r} for cheetah; expected {' or '.join(TRANSFERS)}")
+
+    def settings(self) -> Settings:
+        return replace(super().settings(), transfers="ferret" if self.transfers == "auto" else self.transfers)
+
+    def run(
+        self, program: Program, images: Images, *, batch: int | None = None, progress: Progress | None = None
+    ) -> EngineRun:
+        if self.transfers != "auto":
+            return super().run(program, images, batch=batch, progress=progress)
+        self.check(program)
+        together = suitable_batch(program) if batch is None else batch
+        count = len(check_images(program, images, together))
+        chosen = replace(self, transfers=cheaper_transfers(program, count, together, self.network))
+        return chosen.run(program, images, batch=batch, progress=progress)

@@ -211,6 +211,7 @@ class Session:
             batch=sizes[-1],
             fraction_bits=self.settings.fraction_bits,
             memory=peak_memory(),
+            transfers=self.settings.transfers if self.settings.protocol == "CHEETAH" else "",
         )
 
     def _reveal(self, talk: Talk, machine: Machine, program: Program, name: str) -> Outputs:

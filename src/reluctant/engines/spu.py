@@ -358,6 +358,7 @@ def engine_run(
     batch: int,
     fraction_bits: int,
     memory: int = 0,
+    transfers: str = "",
 ) -> EngineRun:
     """Return the result of a run from what was counted.
 
@@ -386,4 +387,5 @@ def engine_run(
         batch=batch,
         fraction_bits=fraction_bits,
         memory=memory,
+        transfers=transfers,
     )
