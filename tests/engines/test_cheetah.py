@@ -10,11 +10,13 @@ import pytest
 import torch
 from small import masked_small
 
+from reluctant.costs.model import CostModel
 from reluctant.engines.cheetah import Cheetah
 from reluctant.engines.meeting import free_ports
 from reluctant.engines.parties import Place, query, serve
 from reluctant.engines.settings import Settings
 from reluctant.engines.twin import Twin
+from reluctant.errors import UsageError
 from reluctant.models.resnet import resnet8
 from reluctant.program.lower import lower
 from reluctant.surrogates import Affine, Identity, Reciprocal
@@ -122,6 +124,26 @@ def test_reciprocal_slopes_cost_nothing(small_images):
     for answer in (Twin().run(programs["reciprocal"], small_images[:1]).outputs, expected):
         assert np.abs(run.outputs - answer).max() < 1e-3
         assert run.outputs.argmax() == answer.argmax()
+
+
+@pytest.mark.secure
+def test_transfers_are_chosen_by_predicted_seconds(runs, small_images):
+    """One small batch does not pay for Ferret's set-up; a comparison then costs nine times the bytes, as predicted."""
+    program, ferret, twin = runs["dense"]
+    run = Cheetah(transfers="auto").run(program, small_images, batch=2)
+    assert (ferret.transfers, run.transfers) == ("ferret", "softspoken")
+    assert np.abs(run.outputs - twin.outputs).max() < 1e-3
+    assert run.comparisons == ferret.comparisons
+    assert run.setup_bytes < ferret.setup_bytes
+    predicted = CostModel.load("cheetah").with_softspoken().predict(program, 4, 2)
+    assert run.bytes == pytest.approx(predicted.bytes, rel=0.02)
+    compared = sum(site.comparison_bytes for site in run.by_site)
+    assert compared == pytest.approx(sum(site.comparison_bytes for site in predicted.by_site), rel=0.05)
+
+
+def test_transfers_of_another_kind_are_refused():
+    with pytest.raises(UsageError, match="unknown transfers 'iknp' for cheetah; expected ferret or softspoken or auto"):
+        Cheetah(transfers="iknp")
 
 
 @pytest.mark.secure

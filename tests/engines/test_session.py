@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from reluctant.engines.session import Session, Talk, _read_share, suitable_batch
+from reluctant.engines.session import Session, Talk, _read_share, _read_traffic, suitable_batch
 from reluctant.engines.settings import CLIENT, SERVER, Settings
+from reluctant.engines.spu import Traffic
 from reluctant.errors import EngineError
 
 
@@ -116,3 +117,33 @@ def test_share_of_another_form_is_refused(meta, chunks, words):
 
 def test_batch_suits_the_memory(small_program):
     assert suitable_batch(small_program) == 16
+
+
+def traffic(sent, received, messages=1):
+    return {"traffic": [[sent, received, messages]]}
+
+
+def pool(mine, *theirs):
+    """What the client makes of its own count and those of a server and a helper."""
+    link = FakeLink(*(json.dumps(message).encode() for message in theirs))
+    session = Session(CLIENT, link, None, Settings(18, "ABY3"), lambda *_: None)
+    return session._pool(Talk(link, CLIENT, 3), [mine])
+
+
+def test_counts_of_all_parties_are_added_up():
+    mine = Traffic(sent=10, received=7, messages_sent=2, messages_received=9, seconds=0.5)
+    (pooled,) = pool(mine, traffic(20, 5), traffic(4, 22, 6))
+    assert (pooled.bytes, pooled.messages, pooled.seconds) == (34, 9, 0.5)
+
+
+def test_counts_that_do_not_add_up_are_an_error():
+    with pytest.raises(EngineError, match="count differently: 34 bytes sent, 35 received"):
+        pool(Traffic(sent=10, received=7), traffic(20, 5), traffic(4, 23))
+
+
+@pytest.mark.parametrize(
+    "parts", [[], [[1, 2]], [[1, 2, 3], [1, 2, 3]], [5], [["1", 2, 3]], [[-1, 2, 3]], [[True, 2, 3]]]
+)
+def test_counts_of_another_form_are_refused(parts):
+    with pytest.raises(EngineError, match="the helper sent counts of another form"):
+        _read_traffic(parts, 1, "helper")

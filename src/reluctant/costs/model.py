@@ -152,7 +152,8 @@ class CostModel:
     def with_softspoken(self) -> "CostModel":
         """Return the model of CHEETAH with Softspoken transfers in place of Ferret's: dearer each, cheaper to set up.
 
-        Its bytes, messages and round trips are measured ones, its seconds so many times those of this table.
+        Its bytes and round trips are measured ones (bytes within 2 % of runs), its seconds so many times those of this
+        table; its messages are rough, since their number falls with the size of a comparison in no simple way.
         """
         text = (resources.files(__package__) / "tables" / "softspoken.json").read_text()
         changed = json.loads(text)
