@@ -126,7 +126,7 @@ def test_the_program_is_unchanged(name, runs, program):
 
 @secure
 @every
-def test_what_a_run_cost_is_whole(name, runs):
+def test_what_a_run_cost_is_whole(name, runs, program):
     run, _ = runs(name)
     apart = name in JOINED
     assert run.processes == ENGINES[name].security.parties
@@ -137,6 +137,8 @@ def test_what_a_run_cost_is_whole(name, runs):
     assert (run.setup_bytes > 0) == apart
     assert min(run.seconds, run.setup_seconds) > 0
     assert (1e8 < run.memory < 4e9) == apart
+    if apart:
+        assert memory._needed(name, program, 2) == pytest.approx(run.memory, rel=0.25)
 
 
 @secure

@@ -158,7 +158,8 @@ def test_without_an_evaluation_there_is_no_front_and_no_accuracy(linearized: Mak
 def test_a_simulation_is_never_called_private(linearized: Make) -> None:
     text = page([linearized("run", setting={"engine": "twin", "private": False, "processes": 1})]).text
     assert "twin only simulates private inference of snl at 25%. " in text
-    assert "no: a simulation" in text
+    assert "NO: a simulation" in text
+    assert "twin · NOT PRIVATE · loopback" in text
     assert "As private inference" not in text
 
 
