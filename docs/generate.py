@@ -234,7 +234,7 @@ def engines_table() -> str:
     for name in ENGINES:
         security: Security = ENGINES[name].security
         private, included = ("yes" if flag else "**no**" for flag in (security.private, security.offline_included))
-        against = "nobody" if security.adversary == "none" else f"{security.adversary} parties"
+        against = "nobody" if security.adversary == "none" else security.adversary
         rows.append(f"| `{name}` | {private} | {against} | {security.parties} | {security.dealer} | {included} |")
     return "\n".join(rows)
 

@@ -31,7 +31,8 @@ from reluctant.engines.meeting import free_ports
 from reluctant.engines.memory import peak_memory
 from reluctant.engines.preparation import prepare
 from reluctant.engines.relay import Relay
-from reluctant.engines.session import CLIENT, SERVER, Session, Settings, Talk
+from reluctant.engines.session import Session, Talk
+from reluctant.engines.settings import CLIENT, SERVER, Settings
 from reluctant.engines.spu import FRACTION_BITS, Compiled, Log, Machine, Tally, Traffic, compile_program, require_spu
 from reluctant.program.operations import INPUT, Activation, AvgPool, Conv2d, Linear, MaxPool, Op, Scale
 from reluctant.program.ops import Program, ProgramSite
@@ -132,9 +133,9 @@ class Party:
             description.add_party(str(number), f"127.0.0.1:{port}")
         link, log = libspu.link.create_brpc(description, rank), Log(Path(folder) / f"{rank}.log")
         self.rank = rank
-        self.machine = Machine(link, rank, 2, "CHEETAH", FRACTION_BITS, log)
-        self.talk = Talk(link, rank)
-        self.session = Session(rank, link, log, Settings(FRACTION_BITS), lambda stage, done, total: None)
+        settings = Settings(FRACTION_BITS)
+        self.machine, self.talk = Machine(link, rank, settings, log), Talk(link, rank)
+        self.session = Session(rank, link, log, settings, lambda stage, done, total: None)
         self.rng = np.random.default_rng(1)
 
     def run(self, program: Program, compiled: Compiled) -> tuple[Traffic, float]:

@@ -25,9 +25,11 @@ from reluctant.checkpoints import (
 from reluctant.circa import Circa, Truncations, largest_truncations
 from reluctant.costs.pricing import price_list
 from reluctant.data import load_task, task_shape
+from reluctant.engines import ENGINES
 from reluctant.engines.base import EngineRun
-from reluctant.engines.parties import Place, query, serve
-from reluctant.engines.spu import FRACTION_BITS
+from reluctant.engines.on_spu import SpuEngine
+from reluctant.engines.parties import Place, assist, query, serve
+from reluctant.engines.settings import Role
 from reluctant.errors import UsageError
 from reluctant.files import UNFINISHED, write_json
 from reluctant.linearization import linearize
@@ -42,7 +44,7 @@ from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
 from reluctant.recording import about, evaluation_record, known_accuracy, public_recipe, run_record
 from reluctant.records import Record, load_records
-from reluctant.secure import SecureRun, as_masked, secure_run, twin_outputs
+from reluctant.secure import SecureRun, as_masked, make_engine, secure_run, twin_outputs
 from reluctant.sites import find_sites
 from reluctant.task import Task
 from reluctant.training import Evaluation, evaluate, finetune, fit, make_fabric
@@ -237,16 +239,18 @@ def run_checkpoint(
     images: int,
     network: str = "loopback",
     batch: int | None = None,
+    transfers: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Record, SecureRun]:
     """Run the first test images through the network at ``folder`` as private inference; return record and run."""
     checkpoint = load_checkpoint(folder)
     task = machine.task(checkpoint.origin.task)
     _check_fits(checkpoint.origin, task, folder)
+    made = make_engine(engine, network, transfers)
     run = secure_run(
         checkpoint.model,
         task.images(images),
-        engine=engine,
+        engine=made,
         network=network,
         batch=batch,
         input_range=task.train.input_range,
@@ -268,35 +272,56 @@ def truncate_checkpoint(
     return largest_truncations(masked, task, circa, points=points, progress=progress)
 
 
-def serve_checkpoint(
-    folder: Path, place: Place, *, progress: Progress = silent
-) -> tuple[EngineRun, Certificate | None]:
-    """Be the server of one private inference with a client on another machine; return what it cost.
-
-    And the certificate of the fixed point, for the range of values that images of the network's task have: the client
-    refuses to send any other. ``None`` for checkpoints that do not know the range; then nothing is refused.
-    """
-    checkpoint = load_checkpoint(folder)
-    program, certificate = lower(as_masked(checkpoint.model, checkpoint.example)), None
-    if "input_range" in checkpoint.origin.facts:
-        low, high = checkpoint.origin.facts["input_range"]
-        certificate = certify(program, (low, high), fraction_bits=FRACTION_BITS)
-        program = replace(program, input_range=(low, high))
-    return serve(program, place, fraction_bits=FRACTION_BITS, progress=progress), certificate
-
-
-def query_images(
-    task: str,
-    machine: Machine,
+def be_party(
+    role: Role,
     place: Place,
+    machine: Machine,
     *,
-    images: int,
+    engine: str,
+    checkpoint: Path | None = None,
+    task: str | None = None,
+    images: int = 1,
     batch: int | None = None,
     progress: Progress = silent,
-) -> EngineRun:
-    """Be the client of one private inference with a server on another machine; return answers and cost."""
-    array = machine.task(task).images(images).numpy()
-    return query(array, place, batch=batch, fraction_bits=FRACTION_BITS, progress=progress)
+) -> tuple[EngineRun, Certificate | None]:
+    """Be one party of a private inference whose others are on other machines; return its cost, at the client answers.
+
+    And, at the server, the certificate of the fixed point, for the range of values that images of the network's task
+    have: the client refuses to send any other. ``None`` for checkpoints that do not know the range; then nothing is
+    refused.
+
+    Args:
+        checkpoint: what the server gives.
+        task: the one whose first test images the client sends.
+
+    Raises:
+        UsageError: this party gives something else, or the engine has no parties of its own.
+    """
+    found = ENGINES[engine]()
+    if not isinstance(found, SpuEngine):
+        raise UsageError(
+            f"engine {engine} has no parties that run on their own; --party is for those on SPU: cheetah, ..."
+        )
+    given = (checkpoint is not None, task is not None)
+    if role == "server" and given == (True, False) and checkpoint is not None:
+        program, certificate = _checked_program(load_checkpoint(checkpoint), found.fraction_bits)
+        return serve(program, place, found.settings(), progress), certificate
+    if role == "client" and given == (False, True) and task is not None:
+        sent = machine.task(task).images(images).numpy()
+        return query(sent, place, found.settings(), progress, batch=batch), None
+    if role == "helper" and given == (False, False):
+        return assist(place, found.settings(), progress), None
+    gives = {"server": "a checkpoint to serve alone", "client": "no checkpoint but a --task", "helper": "neither"}
+    raise UsageError(f"the {role} gives {gives[role]}")
+
+
+def _checked_program(checkpoint: Checkpoint, fraction_bits: int) -> tuple[Program, Certificate | None]:
+    """Return what a server computes, and the certificate for the range of its inputs, if the checkpoint knows it."""
+    program = lower(as_masked(checkpoint.model, checkpoint.example))
+    if "input_range" not in checkpoint.origin.facts:
+        return program, None
+    low, high = checkpoint.origin.facts["input_range"]
+    return replace(program, input_range=(low, high)), certify(program, (low, high), fraction_bits=fraction_bits)
 
 
 def _leave_the_rest_to_the_first(fabric: "Fabric") -> None:

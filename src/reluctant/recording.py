@@ -102,6 +102,8 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         "link": _link(run),
         part: network_cost(run),  # type: ignore[misc]
     }
+    if run.run.transfers:
+        secure["transfers"] = run.run.transfers
     return Record(
         kind="run",
         accuracy=known_accuracy(origin),
@@ -113,7 +115,7 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
 
 
 def _public(model: nn.Module) -> list[str]:
-    """Return what a run tells both parties."""
+    """Return what a run tells all parties."""
     told = [
         "architecture",
         "masks of kept ReLUs",

@@ -144,8 +144,8 @@ class Predicted(TypedDict):
 class Secure(TypedDict):
     """A run of an engine: what it promises, how it was set, and what each network cost.
 
-    ``private`` is false for an engine that only simulates. ``public`` lists what both parties learn, ``link`` says how
-    the bytes travelled.
+    ``private`` is false for an engine that only simulates. ``public`` lists what all parties learn, ``link`` says how
+    the bytes travelled, ``transfers`` how oblivious transfers were made, where the protocol has any.
     """
 
     engine: str
@@ -161,6 +161,7 @@ class Secure(TypedDict):
     fraction_bits: int
     public: NotRequired[list[str]]
     link: NotRequired[str]
+    transfers: NotRequired[str]
     dense: NotRequired[NetworkCost | None]
     linearized: NotRequired[NetworkCost | None]
 

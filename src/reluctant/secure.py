@@ -128,12 +128,16 @@ def secure_run(
     return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model, certificate)
 
 
-def make_engine(name: str, network: str = "loopback") -> Engine:
+def make_engine(name: str, network: str = "loopback", transfers: str | None = None) -> Engine:
     """Return the engine called ``name`` with its parties joined by ``network``.
+
+    Args:
+        transfers: how it makes oblivious transfers; its default if not given.
 
     Raises:
         UnknownName: no such engine.
-        UsageError: no such network, an engine that has no parties to join, or a protocol that can only be priced.
+        UsageError: no such network, an engine that has no parties to join or makes no oblivious transfers, or a
+            protocol that can only be priced.
     """
     if name in PROTOCOLS and name not in ENGINES:
         raise UsageError(
@@ -142,11 +146,13 @@ def make_engine(name: str, network: str = "loopback") -> Engine:
         )
     link = parse_network(network)
     kind = ENGINES[name]
-    if "network" in {field.name for field in fields(kind)}:
-        return kind(network=link)  # type: ignore[no-any-return]
-    if link.emulated:
+    known = {field.name for field in fields(kind)}
+    if link.emulated and "network" not in known:
         raise UsageError(f"engine {name} runs in one process; a network is for engines with several parties")
-    return kind()  # type: ignore[no-any-return]
+    if transfers is not None and "transfers" not in known:
+        raise UsageError(f"engine {name} makes no oblivious transfers; leave out how")
+    settings = {"network": link, "transfers": transfers}
+    return kind(**{key: v for key, v in settings.items() if key in known and v is not None})  # type: ignore[no-any-return]
 
 
 def twin_outputs(program: Program, images: Outputs, *, progress: Progress = silent) -> Outputs:

@@ -257,6 +257,16 @@ def test_a_users_own_model_all_the_way(cli):
     assert Path("mine.py").read_text() == MINE
 
 
+def test_a_simulation_says_so_beside_its_numbers(cli, refused, teacher):
+    ended = cli("run", teacher, "--engine", "twin", "--images", "2")
+    assert "(twin, NOT PRIVATE, loopback)" in ended.out
+    made = json.loads(cli("run", teacher, "--engine", "twin", "--json").out)
+    assert (made["engine"], made["adversary"], made["private"]) == ("twin", "none", False)
+    line = refused("run", teacher, "--engine", "aby3", "--transfers", "auto")
+    assert "engine aby3 makes no oblivious transfers" in line
+    assert "unknown transfers 'iknp'" in refused("run", teacher, "--transfers", "iknp")
+
+
 def test_two_processes_train_together_and_write_once(in_folder):
     words = [
         "train",

@@ -74,9 +74,13 @@ def test_a_party_that_never_connects(refused, teacher):
 
 
 def test_parties_that_make_no_sense(refused, teacher):
+    where = ("--listen", "a:1", "--peer", "b:2")
     assert "unknown party 'dealer'" in refused("run", teacher, "--party", "dealer")
     assert "host:port" in refused("run", teacher, "--party", "server", "--listen", "here", "--peer", "there")
-    assert "the server needs a checkpoint" in refused("run", "--party", "server", "--listen", "a:1", "--peer", "b:2")
-    assert "the client gives no checkpoint" in refused("run", "--party", "client", "--listen", "a:1", "--peer", "b:2")
-    assert "--party is for cheetah" in refused("run", teacher, "--engine", "twin", "--party", "server")
+    assert "the server gives a checkpoint to serve" in refused("run", "--party", "server", *where)
+    assert "the client gives no checkpoint" in refused("run", "--party", "client", *where)
+    assert "the helper gives neither" in refused("run", teacher, "--party", "helper", "--engine", "aby3", *where)
+    assert "--party is for" in refused("run", teacher, "--engine", "twin", "--party", "server", *where)
+    assert "CHEETAH has no helper" in refused("run", "--party", "helper", *where)
+    assert "1 peers for this server" in refused("run", teacher, "--party", "server", "--engine", "aby3", *where)
     assert "name the checkpoint" in refused("run")

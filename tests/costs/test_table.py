@@ -11,7 +11,8 @@ from torch import nn
 
 from reluctant.costs.cheetah import Stocks, Work, held_at_most, streams, tiles
 from reluctant.costs.model import CostModel
-from reluctant.costs.table import CostTable
+from reluctant.costs.networks import NETWORKS
+from reluctant.costs.table import CostTable, cheaper_transfers
 from reluctant.engines.cheetah import Cheetah
 from reluctant.errors import UnknownName, UsageError
 from reluctant.mask import Mask
@@ -223,3 +224,15 @@ def test_prediction_is_what_a_run_sends(model, network, kept, surrogate, batch):
         assert predicted.comparison_bytes == pytest.approx(measured.comparison_bytes, rel=0.05, abs=300)
         assert predicted.surrogate_bytes == pytest.approx(measured.surrogate_bytes, rel=0.01)
         assert predicted.messages == measured.messages
+
+
+def test_transfers_that_are_done_sooner():
+    """Few comparisons do not pay for Ferret's set-up, nor where the link is fast; many over a slow link do."""
+    program = lower(masked_small())
+    assert cheaper_transfers(program, 1, 1, NETWORKS["lan"]) == "softspoken"
+    assert cheaper_transfers(program, 1 << 14, 16, NETWORKS["wan"]) == "ferret"
+    costs = [
+        [m.predict(program, n, 1, NETWORKS["wan"]).seconds for n in (1, 100)]
+        for m in (CostTable.open("cheetah"), CostTable.open("cheetah").with_softspoken())
+    ]
+    assert costs[0][1] < costs[1][1]

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 from reluctant.costs.cheetah import Stocks, Work, held_at_most
 from reluctant.costs.model import Account, Cost, CostModel, Spent, Step, total
+from reluctant.costs.networks import Network
 from reluctant.costs.work import activation_work, set_up_work, stocks_of, work
 from reluctant.errors import UsageError
 from reluctant.program.operations import Activation
@@ -58,6 +59,24 @@ class CostTable(CostModel):
                 f"{file} is no table of prices ({type(error).__name__}); write one: reluctant calibrate --out {file}"
             ) from error
 
+    def with_softspoken(self) -> "CostTable":
+        """Return the model of CHEETAH with Softspoken transfers in place of Ferret's: dearer each, cheaper to set up.
+
+        Its bytes and round trips are measured ones (bytes within 2 % of runs), its seconds so many times those of this
+        table; its messages are rough, since their number falls with the size of a comparison in no simple way.
+        """
+        text = (resources.files(__package__) / "tables" / "softspoken.json").read_text()
+        changed = json.loads(text)
+
+        def changed_to(key: str, costs: Mapping[str, Cost]) -> dict[str, Cost]:
+            return {
+                unit: Cost(row["bytes"], row["messages"], row["times"] * costs[unit].seconds, row["trips"])
+                for unit, row in changed[key].items()
+            }
+
+        prices, setup = changed_to("prices", self.prices), changed_to("setup", self.setup)
+        return replace(self, prices={**self.prices, **prices}, setup={**self.setup, **setup})
+
     def cost(self, work: Work) -> Cost:
         """Return what ``work`` costs."""
         return total(Cost(*(count * part for part in self.prices[unit])) for unit, count in work.items())
@@ -88,3 +107,15 @@ class CostTable(CostModel):
         """Return the share that so many comparisons have of fetching stocks of transfers."""
         stock = self.cost(Work({"transfer stock": 1, "transfer call": 1}))
         return Cost(*(comparisons * part / self.stock for part in stock))
+
+
+def cheaper_transfers(program: Program, images: int, batch: int, network: Network) -> str:
+    """Return the kind of oblivious transfer with which CHEETAH is predicted to be done sooner, set-up included.
+
+    Ferret's set-up takes seconds and is worth it for many comparisons, or where bytes take long; Softspoken sends nine
+    times the bytes for a comparison.
+    """
+    ferret = CostTable.open("cheetah")
+    models = {"ferret": ferret, "softspoken": ferret.with_softspoken()}
+    found = {name: model.predict(program, images, batch, network) for name, model in models.items()}
+    return min(found, key=lambda name: (found[name].seconds or 0) + (found[name].setup.seconds or 0))

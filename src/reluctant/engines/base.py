@@ -23,7 +23,8 @@ class Security:
     """What an engine promises.
 
     Args:
-        adversary: against whom (``semi-honest``: follows the protocol, looks at everything it sees), or ``none``.
+        adversary: against whom (``semi-honest``: follows the protocol, looks at everything it sees; ``honest
+            majority``: no two of three work together), or ``none``.
         parties: how many compute.
         dealer: who hands out correlated randomness, or ``none``.
         private: whether inputs and weights are hidden from the other party at all.
@@ -37,6 +38,11 @@ class Security:
     private: bool
     offline_included: bool
     statement: str
+
+    @property
+    def label(self) -> str:
+        """What stands beside every number: against whom it is private, or that it is not."""
+        return self.adversary if self.private else "NOT PRIVATE"
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class EngineRun:
         processes: operating-system processes that computed.
         batch: images in one run of the program.
         fraction_bits: of the fixed-point numbers.
+        transfers: how oblivious transfers were made; empty where the protocol has none.
     """
 
     outputs: Outputs
@@ -94,6 +101,7 @@ class EngineRun:
     batch: int
     fraction_bits: int
     memory: int = 0
+    transfers: str = ""
     more_outputs: tuple[Outputs, ...] = ()
 
 

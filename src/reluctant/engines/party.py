@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import numpy as np
 
 from reluctant.engines.base import EngineRun, SiteCost
 from reluctant.engines.meeting import meet
-from reluctant.engines.session import CLIENT, SERVER, Role, Session, Settings
+from reluctant.engines.session import Session
+from reluctant.engines.settings import ROLES, Role, Settings
 from reluctant.engines.spu import Log
-from reluctant.engines.watching import ALONE, Deadline, PeerWatch, die_with_parent
+from reluctant.engines.watching import ALONE, Connections, Deadline, Ill, PeerWatch, die_with_parent
 from reluctant.errors import EngineError, ReluctantError
 from reluctant.program.ops import Program
 
@@ -35,31 +37,58 @@ class Order:
     """What a party is told by whoever starts it.
 
     Args:
-        listen, peer: ``host:port`` of this party and of the other, as seen from here.
-        connect_timeout: seconds to wait for the other to appear.
+        listen: ``host:port`` of this party.
+        peers: that of each other, as seen from here.
+        connect_timeout: seconds to wait for the others to appear.
         batch: images in one run, which the client decides; ``None`` for what suits the program.
-        patience: seconds of silence after which the other counts as stalled.
+        patience: seconds of silence after which another party counts as stalled.
     """
 
     role: Role
     listen: str
-    peer: str
-    connect_timeout: float
-    fraction_bits: int
-    batch: int | None
-    patience: float
+    peers: Mapping[Role, str]
+    settings: Settings
+    connect_timeout: float = 60.0
+    patience: float = 60.0
+    batch: int | None = None
+
+
+@contextmanager
+def _writing(role: Role, folder: Path) -> Iterator[None]:
+    """Turn a disk that takes no more into one line.
+
+    Raises:
+        EngineError: something could not be written into ``folder``.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()
+        raise EngineError(f"the {role} cannot write to {folder}: {reason}; free some space, or set TMPDIR") from error
 
 
 def write_order(folder: Path, order: Order, *, program: Program | None = None, images: Any = None) -> None:
-    """Put into ``folder`` what a party needs: the program with its arrays, or the images."""
+    """Put into ``folder`` what a party needs: the program with its arrays, or the images.
+
+    Raises:
+        EngineError: the disk takes no more.
+    """
     from safetensors.numpy import save_file
 
-    if program is not None and program.arrays is not None:
-        (folder / "program.json").write_text(json.dumps(program.public()))
-        save_file(dict(program.arrays), folder / "arrays.safetensors")
-    if images is not None:
-        save_file({"images": images}, folder / "images.safetensors")
-    (folder / "order.json").write_text(json.dumps(asdict(order)))
+    with _writing(order.role, folder):
+        if program is not None and program.arrays is not None:
+            (folder / "program.json").write_text(json.dumps(program.public()))
+            save_file(dict(program.arrays), folder / "arrays.safetensors")
+        if images is not None:
+            save_file({"images": images}, folder / "images.safetensors")
+        (folder / "order.json").write_text(json.dumps(asdict(order)))
+
+
+def _read_order(folder: Path) -> Order:
+    fields = json.loads((folder / "order.json").read_text())
+    return Order(**fields | {"settings": Settings(**fields["settings"])})
 
 
 def read_result(folder: Path) -> EngineRun:
@@ -117,64 +146,82 @@ class Voice:
         sys.stdout.flush()
 
 
-def _connect(order: Order, rank: int) -> Any:
+def _connect(order: Order) -> Any:
+    """Return SPU's link to the other parties."""
     from spu import libspu
 
     description = libspu.link.Desc()
     description.recv_timeout_ms = _PATIENCE_MS
     description.connect_retry_times = 1 << 20
     description.connect_retry_interval_ms = 200
-    hosts = [order.listen, order.peer] if rank == SERVER else [order.peer, order.listen]
-    for name, host in zip(("server", "client"), hosts, strict=True):
-        description.add_party(name, host)
-    return libspu.link.create_brpc(description, rank)
+    for name in order.settings.roles:
+        description.add_party(name, order.listen if name == order.role else order.peers[name])
+    return libspu.link.create_brpc(description, ROLES.index(order.role))
+
+
+def _watch(order: Order, met: Mapping[Role, Connections], voice: Voice) -> PeerWatch:
+    """Return what ends this process with one line as soon as another party is lost."""
+
+    def alone(name: Role, ill: Ill) -> None:
+        voice.end(_lost(order, name, ill), ALONE)
+
+    return PeerWatch(met, order.patience, alone)
+
+
+def _lost(order: Order, name: Role, ill: Ill) -> EngineError:
+    what = {
+        "gone": "broke off in the middle of the run",
+        "silent": f"has been silent for {order.patience:g} seconds: it hangs, or the link is down",
+        "strange": "sent what no party says: it is another program, or somebody is in between",
+    }
+    return EngineError(f"the {name} at {order.peers[name]} {what[ill]}; this party stopped")
 
 
 def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
     """Do the party's work from connecting to the result."""
-    from safetensors.numpy import load_file
-
-    rank, other = (SERVER, "client") if order.role == "server" else (CLIENT, "server")
     log = Log(folder / "spu.log")
     voice.progress("connect", 0, 1)
-    connections = meet(order.role, order.listen, order.peer, order.connect_timeout)
-    gone = EngineError(f"the {other} at {order.peer} broke off in the middle of the run; this party stopped")
-    mute = EngineError(
-        f"the {other} at {order.peer} has been silent for {order.patience:g} seconds: it hangs, or the link is down; "
-        "this party stopped"
-    )
-    watch = PeerWatch(*connections, order.patience, lambda stalled: voice.end(mute if stalled else gone, ALONE))
-    late = EngineError(f"the {other} at {order.peer} was there, but its link did not open in {_LINK_SECONDS} seconds")
-    deadline = Deadline(_LINK_SECONDS, lambda: voice.end(late, ALONE))
-    link = _connect(order, rank)
+    watch = _watch(order, meet(order.role, order.listen, order.peers, order.connect_timeout), voice)
+    seconds = min(_LINK_SECONDS, order.connect_timeout)
+    others = " and ".join(f"the {name} at {peer}" for name, peer in order.peers.items())
+    late = EngineError(f"{others} answered, but the link did not open in {seconds:g} seconds; this party stopped")
+    deadline = Deadline(seconds, lambda: voice.end(late, ALONE))
+    link = _connect(order)
     deadline.stop()
-    session = Session(rank, link, log, Settings(order.fraction_bits), voice.progress)
+    session = Session(ROLES.index(order.role), link, log, order.settings, voice.progress)
     try:
-        if rank == SERVER:
-            arrays = load_file(folder / "arrays.safetensors")
-            public = Program.from_public(json.loads((folder / "program.json").read_text()))
-            run = session.serve(public.with_arrays(arrays))
-        else:
-            run = session.query(load_file(folder / "images.safetensors")["images"], order.batch)
-    except ReluctantError:
+        return _compute(folder, order, session)
+    except (ReluctantError, OSError):
         raise
     except Exception as error:
-        if watch.lost.wait(3):
-            raise gone from error
+        if lost := watch.lost(3):
+            voice.end(_lost(order, *lost), ALONE)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip(" what:")), repr(error))
         raise EngineError(f"the {order.role} failed: {reason}") from error
     finally:
         watch.finish()
-    return run
+
+
+def _compute(folder: Path, order: Order, session: Session) -> EngineRun:
+    """Take the role in the session, with what the folder holds."""
+    from safetensors.numpy import load_file
+
+    if order.role == "helper":
+        return session.assist()
+    if order.role == "client":
+        return session.query(load_file(folder / "images.safetensors")["images"], order.batch)
+    program = Program.from_public(json.loads((folder / "program.json").read_text()))
+    return session.serve(program.with_arrays(load_file(folder / "arrays.safetensors")))
 
 
 def main() -> None:
     """Be the party that the folder named on the command line describes."""
     folder, voice = Path(sys.argv[1]), Voice()
-    order = Order(**json.loads((folder / "order.json").read_text()))
+    order = _read_order(folder)
     die_with_parent(folder.parent)
     try:
-        _write_result(folder, _take_part(folder, order, voice))
+        with _writing(order.role, folder):
+            _write_result(folder, _take_part(folder, order, voice))
     except ReluctantError as error:
         voice.end(error, 2)
     voice.end(None, 0)
