@@ -12,6 +12,7 @@ from torch import nn
 from reluctant.errors import Paused, UsageError
 from reluctant.loop import Loop, Pace
 from reluctant.progress import TimeLimit, silent
+from reluctant.task import trains_channels_last
 
 
 @pytest.fixture
@@ -133,3 +134,16 @@ def test_a_batch_that_processes_cannot_share_is_refused(few_digits):
     two = SimpleNamespace(world_size=2, global_rank=0, device="cpu")
     with pytest.raises(UsageError, match="a batch of 65 images cannot be shared evenly by 2 processes"):
         Loop("walk", train=few_digits.train, augmentation=few_digits.augmentation, epochs=1, batch=65, fabric=two)
+
+
+@pytest.mark.parametrize("width", [4, 16])
+def test_images_lie_so_that_few_channels_are_trained_rightly(few_digits, fabric, width):
+    """oneDNN's issue 6035: on channels-last images such a network would crash, or learn from wrong gradients."""
+    model = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 8, 1, 2), nn.Flatten(), nn.LazyLinear(10))
+    model(few_digits.train.inputs(slice(2)))
+    assert trains_channels_last(model) == (width == 16)
+    loop = Loop("walk", train=few_digits.train, augmentation=few_digits.augmentation, epochs=1, batch=64, fabric=fabric)
+    network, optimizer = loop.setup(model, torch.optim.SGD(model.parameters(), 0.1))
+    for step in loop:
+        assert (step.images.stride()[1] == 1) == (width == 16)
+        loop.take(F.cross_entropy(network(step.images), step.labels), optimizer)

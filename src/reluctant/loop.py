@@ -24,7 +24,7 @@ from reluctant.divergence import LOOK_EVERY, Divergence
 from reluctant.errors import CheckpointError, UsageError
 from reluctant.files import write_atomically
 from reluctant.progress import Progress, TimeLimit, limit_of, silent
-from reluctant.task import Augmentation, Job, Split
+from reluctant.task import Augmentation, Job, Split, trains_channels_last
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -187,8 +187,7 @@ class Loop:
         self.fabric, self.seed, self.save_seconds = fabric, seed, save_seconds
         self.progress = progress if fabric.global_rank == 0 else silent
         self.limit = limit_of(progress)
-        self.train = train.to(fabric.device)
-        self.directory = directory
+        self.train, self.directory = train.to(fabric.device), directory
         given = {"seed": seed, "epochs": epochs, "batch": batch, "augmentation": asdict(augmentation)}
         self.settings = json.loads(json.dumps({**given, **(settings or {})}))
         self.history: list[dict[str, float]] = []
@@ -236,12 +235,13 @@ class Loop:
             DivergedError: loss or weights are not finite; the last state saved is of before.
         """
         epoch, index = self._resume()
-        steps = self.train.steps(self.batch)
-        saved = time.monotonic()
+        steps, saved = self.train.steps(self.batch), time.monotonic()
+        plain = self.fabric.device.type == "cpu" and not trains_channels_last(self._model)
         ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
         while epoch < self.epochs:
             view = self.augmentation.view(epoch) if self.augmentation.views else None
-            for batch in self.train.epoch(self.batch, epoch, self.augmentation, seed=self.seed, start=index, **ranks):
+            batches = self.train.epoch(self.batch, epoch, self.augmentation, seed=self.seed, start=index, **ranks)
+            for images, labels, ids in batches:
                 last, done = index == steps - 1, epoch * steps + index
                 if self.is_late(self._pace.needed(last, steps)):
                     self._divergence.check()
@@ -249,7 +249,8 @@ class Loop:
                     left = self._seconds() / done * (self.epochs * steps - done) if done else None
                     self.pause(self.stage, done, self.epochs * steps, left)
                 begun = time.monotonic()
-                step = Step(epoch, index, done / (self.epochs * steps), last, *batch, view)
+                images = images.clone(memory_format=torch.contiguous_format) if plain else images
+                step = Step(epoch, index, done / (self.epochs * steps), last, images, labels, ids, view)
                 self._divergence.step = step
                 yield step
                 index += 1

@@ -28,6 +28,18 @@ def stream(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
+def trains_channels_last(network: nn.Module) -> bool:
+    """Return whether torch trains ``network`` rightly on a CPU with images in the channels-last format.
+
+    A 1x1 convolution with a stride that reads few channels does not: its weights' gradient is wrong, or memory is
+    overwritten (oneDNN's issue 6035; seen with torch 2.13 where a processor has AVX2 and not AVX-512).
+    """
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return not any(
+        c.kernel_size == (1, 1) and max(c.stride) > 1 and c.in_channels // c.groups < 16 for c in convolutions
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Draw:
     """What chance decided about some images.
