@@ -7,5 +7,6 @@ ENGINES = Registry(
     {
         "twin": "reluctant.engines.twin:Twin",
         "cheetah": "reluctant.engines.cheetah:Cheetah",
+        "ckks": "reluctant.engines.ckks:CKKS",
     },
 )

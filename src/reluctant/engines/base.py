@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluctant.errors import ShapeError, UsageError
+from reluctant.program.operations import Shape
 from reluctant.program.ops import Program
 
 Images = NDArray[np.float32]
@@ -29,6 +30,7 @@ class Security:
         private: whether inputs and weights are hidden from the other party at all.
         offline_included: whether the measured cost includes all preparatory work of the protocol.
         statement: the same in sentences, for a report.
+        public: what a run tells both parties.
     """
 
     adversary: str
@@ -37,6 +39,13 @@ class Security:
     private: bool
     offline_included: bool
     statement: str
+    public: tuple[str, ...] = (
+        "architecture",
+        "masks of kept ReLUs",
+        "shapes",
+        "fixed-point format",
+        "number of images",
+    )
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class SiteCost:
         comparisons: secure comparisons that were executed, over all images.
         comparison_bytes, surrogate_bytes: of the kept ReLUs, and of what stands in for the dropped ones.
         messages: send actions of both parties.
-        seconds: wall time at the client.
+        seconds: wall time at the client; at the server where the client takes no part in it.
     """
 
     name: str
@@ -128,17 +137,18 @@ class Engine(ABC):
         """
 
 
-def check_images(program: Program, images: NDArray[Any], batch: int) -> Images:
+def check_images(shape: Shape, images: NDArray[Any], batch: int) -> Images:
     """Return ``images`` as contiguous float32.
+
+    Args:
+        shape: of one image, as the program takes it.
 
     Raises:
         ShapeError: they do not fit the program, there are none, or some number is not finite.
         UsageError: ``batch`` is not positive.
     """
-    if images.ndim != 1 + len(program.input_shape) or images.shape[1:] != program.input_shape or not len(images):
-        raise ShapeError(
-            f"images have the shape {images.shape}, the program takes one or more of {program.input_shape}"
-        )
+    if images.ndim != 1 + len(shape) or images.shape[1:] != shape or not len(images):
+        raise ShapeError(f"images have the shape {images.shape}, the program takes one or more of {shape}")
     if not np.isfinite(images).all():
         raise ShapeError("images hold numbers that are not finite; normalise them first")
     if batch < 1:

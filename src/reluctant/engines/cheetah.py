@@ -59,7 +59,7 @@ class Cheetah(Engine):
         self, program: Program, images: Images, *, batch: int | None = None, progress: Progress | None = None
     ) -> EngineRun:
         self.check(program)
-        images = check_images(program, images, 1 if batch is None else batch)
+        images = check_images(program.input_shape, images, 1 if batch is None else batch)
         check_memory(self.name, program, min(len(images), batch or suitable_batch(program)), parties=2)
         return run_locally(
             program,

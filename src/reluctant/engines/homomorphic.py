@@ -10,7 +10,8 @@ section 4.3), those that are zero left out, in baby and giant steps: with ``k = 
 
     M x = sum over giant of rot(sum over baby of rot(diag_k, -giant * stride) * rot(x, baby), giant * stride).
 
-The babies are made one from the other, the giants by Horner's rule, so that two Galois keys do.
+The babies are made one from the other, the giants by Horner's rule, so that two Galois keys do. A matrix with no more
+rows than a giant step, as the last one has, takes babies only, and giants to sum what they made.
 
 *Levels.* Each matrix and each product of ciphertexts takes one prime of the modulus away. A dropped site computes
 ``c0 + c1 z + c2 z^2 = c0 + c2 z (z + c1 / c2)``: adding a plaintext takes no level, and c2 and c0 go into the matrix that
@@ -25,6 +26,7 @@ and nothing drifts.
 import importlib.util
 import math
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -260,6 +262,19 @@ def diagonals(matrix: Matrix, width: int) -> dict[int, Vector]:
     return found
 
 
+def _stacked(matrix: Matrix, width: int, rows: int) -> Matrix:
+    """Return a matrix of ``width`` rows with ``rows`` diagonals, whose parts of ``rows`` rows sum up to ``matrix``.
+
+    ``[i, i + k]`` of it is ``matrix[i % rows, i + k]``, for k under ``rows`` and columns counted modulo ``width``.
+    """
+    padded = np.zeros((rows, width))
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    i, k = np.arange(width)[:, None], np.arange(rows)
+    stacked = np.zeros((width, width))
+    stacked[i, (i + k) % width] = padded[i % rows, (i + k) % width]
+    return stacked
+
+
 class Scheme:
     """SEAL's context for ``parameters``, and what both parties do with it.
 
@@ -345,10 +360,14 @@ class Evaluator:
 
     Raises:
         EngineError: a file holds something else, such as a secret key, or keys for other rotations.
+
+    Attributes:
+        seconds: that the products of each site have taken so far.
     """
 
     def __init__(self, scheme: Scheme, relinearisation: Path, galois: Path) -> None:
         self.scheme = scheme
+        self.seconds: dict[str, float] = {}
         self._relinearisation = scheme.load("RelinKeys", relinearisation)
         self._galois = scheme.load("GaloisKeys", galois)
         missing = [element for element in scheme.parameters.elements if not self._galois.has_key(element)]
@@ -360,10 +379,15 @@ class Evaluator:
         """Yield each layer once it is computed, with the ciphertext that it made."""
         values = {INPUT: self.scheme.load("Ciphertext", ciphertext)}
         for layer in found:
-            line = self._sum(layer, values)
-            values[layer.line] = line
-            values[layer.name] = line if layer.shift is None else self._product(line, layer.shift)
-            yield layer, values[layer.name]
+            made = self._sum(layer, values)
+            values[layer.line] = made
+            if layer.shift is None:
+                made = self._at(made, self.scheme.context.last_parms_id())  # the smallest there is
+            else:
+                begun = time.perf_counter()
+                made = values[layer.name] = self._product(made, layer.shift)
+                self.seconds[layer.site] = self.seconds.get(layer.site, 0.0) + time.perf_counter() - begun
+            yield layer, made
 
     def _sum(self, layer: Layer, values: Mapping[str, Any]) -> Any:
         """Return the layer's matrices times what they read, plus its offset, at the usual scale."""
@@ -404,22 +428,35 @@ class Evaluator:
         """Return ``matrix`` times ``x``, not yet rescaled: the scale is such that rescaling gives the usual one."""
         parameters, seal = self.scheme.parameters, self._seal
         stride, (baby_step, giant_step) = parameters.stride, parameters.steps
-        found = diagonals(matrix, parameters.width)
+        short = len(matrix) <= stride
+        found = diagonals(_stacked(matrix, parameters.width, stride) if short else matrix, parameters.width)
         babies = [x]
         for _ in range(max((k % stride for k in found), default=0)):
-            rotated = self.scheme.seal.Ciphertext()
-            seal.rotate_vector(babies[-1], baby_step, self._galois, rotated)
-            babies.append(rotated)
+            babies.append(self._rotated(babies[-1], baby_step))
         prime = self.scheme.context.get_context_data(x.parms_id()).parms().coeff_modulus()[-1].value()
         scale, total = self.scheme.scale * prime / x.scale, None
         for giant in range(max(found, default=-1) // stride, -1, -1):
-            if total is not None:
-                seal.rotate_vector_inplace(total, giant_step, self._galois)
+            total = total and self._rotated(total, giant_step)
             for k in range(giant * stride, (giant + 1) * stride):
                 if k in found:
                     plain = self.scheme.encode(np.roll(found[k], giant * stride), x.parms_id(), scale)
                     total = self._added(total, babies[k % stride], plain)
+        return self._summed(total) if short and total is not None else total
+
+    def _summed(self, parts: Any) -> Any:
+        """Return in every slot the sum of what ``parts`` has there and any number of giant steps away."""
+        total = parts
+        for _ in range(self.scheme.parameters.width // self.scheme.parameters.stride - 1):
+            parts = self._rotated(parts, self.scheme.parameters.steps[1])
+            summed = self.scheme.seal.Ciphertext()
+            self._seal.add(total, parts, summed)
+            total = summed
         return total
+
+    def _rotated(self, x: Any, step: int) -> Any:
+        rotated = self.scheme.seal.Ciphertext()
+        self._seal.rotate_vector(x, step, self._galois, rotated)
+        return rotated
 
     def _added(self, total: Any | None, x: Any, plain: Any) -> Any:
         """Return ``total`` plus ``x`` times ``plain``; SEAL does not multiply by a zero, and nothing would come of it."""

@@ -1,4 +1,4 @@
-"""Two parties find each other on plain sockets before they open SPU's link.
+"""Two parties find each other on plain sockets before they open the link that they compute over.
 
 SPU's link loses seconds when one side calls before the other listens, and waits without end for one that never comes.
 So each party first listens at its own port itself, calls the other until it answers, and only when both have heard
@@ -15,7 +15,11 @@ from reluctant.errors import EngineError, UsageError
 
 _CALLS = {"server": b"reluctant server", "client": b"reluctant client"}
 _ANSWER, _SAME_ROLE, _READY = b"welcome", b"so am I", b"ready"
+_LINK = b"reluctant link"
 _PAUSE_SECONDS = 0.05
+
+#: Parties that have met open their link within a second or two; a slow machine may take longer.
+LINK_SECONDS = 60
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -65,7 +69,7 @@ def meet(
 ) -> tuple[socket.socket, socket.socket]:
     """Return when the other party is there, at about the same time in both: a connection to it, and one from it.
 
-    Both stay open beside SPU's link; nobody listens any more.
+    Both stay open beside the link; nobody listens any more.
 
     Args:
         role: of this party.
@@ -90,6 +94,28 @@ def meet(
     return connection, called.wait_ready()
 
 
+def open_link(role: Literal["server", "client"], listen: str, peer: str) -> socket.socket:
+    """Return one more connection between parties that have met, for an engine that brings no link of its own.
+
+    Raises:
+        EngineError: the port is in use, or the other party opened none in ``LINK_SECONDS``.
+    """
+    deadline = time.monotonic() + LINK_SECONDS
+    if role == "client":
+        connection = _call(_LINK, peer, deadline)
+    else:
+        with listen_at(listen) as listener:
+            called = _Called(listener, _LINK)
+            called.within(deadline)
+            called.stop()
+        connection = called.connection
+    if connection is None:
+        raise EngineError(f"the other party at {peer} was there, but no link opened in {LINK_SECONDS} seconds")
+    connection.settimeout(None)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
 class _Called(threading.Thread):
     """Answers the other party's call, on a thread of its own: both call at once."""
 
@@ -97,7 +123,7 @@ class _Called(threading.Thread):
         super().__init__(daemon=True)
         self._expected = expected
         self._listener, self._stopped, self._heard = listener, threading.Event(), threading.Event()
-        self._connection: socket.socket | None = None
+        self.connection: socket.socket | None = None
         listener.settimeout(_PAUSE_SECONDS)
         self.start()
 
@@ -114,7 +140,7 @@ class _Called(threading.Thread):
                 call = connection.recv(len(self._expected))
                 if call == self._expected:
                     connection.sendall(_ANSWER)
-                    self._connection = connection  # a second call is a caller who tried again
+                    self.connection = connection  # a second call is a caller who tried again
                     self._heard.set()
                 elif call in _CALLS.values():
                     connection.sendall(_SAME_ROLE)
@@ -132,10 +158,10 @@ class _Called(threading.Thread):
 
     def wait_ready(self) -> socket.socket:
         """Return the other party's connection once it has given up its port, too, or after a second at most."""
-        assert self._connection is not None
+        assert self.connection is not None
         with suppress(OSError):
-            self._connection.recv(len(_READY))
-        return self._connection
+            self.connection.recv(len(_READY))
+        return self.connection
 
 
 def _call(call: bytes, peer: str, deadline: float) -> socket.socket | None:

@@ -98,11 +98,13 @@ def run_locally(
     patience: float,
     network: Network,
     progress: Progress | None,
+    session: str = Order.session,
 ) -> EngineRun:
     """Run both parties as processes of this machine, on loopback, and return what the client learned.
 
     Args:
         network: if it is not loopback itself, a relay between the two imitates it.
+        session: what a party does, see :class:`Order`; SPU's if not given.
 
     Raises:
         EngineError: a party died or they could not connect; both have ended.
@@ -115,8 +117,8 @@ def run_locally(
             relay = stack.enter_context(Relay(network, (server, client)))
             towards_server, towards_client = relay.ports
         orders = [
-            Order("server", server, towards_client, connect_timeout, fraction_bits, batch, patience),
-            Order("client", client, towards_server, connect_timeout, fraction_bits, batch, patience),
+            Order("server", server, towards_client, connect_timeout, fraction_bits, batch, patience, session),
+            Order("client", client, towards_server, connect_timeout, fraction_bits, batch, patience, session),
         ]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reluctant-")))
         children = [
@@ -125,7 +127,8 @@ def run_locally(
         ]
         _supervise(children, progress)
         server_run, client_run = (read_result(child.folder) for child in children)
-        return replace(client_run, memory=max(server_run.memory, client_run.memory))
+        by_site = client_run.by_site or server_run.by_site  # a client may not even know that there are sites
+        return replace(client_run, memory=max(server_run.memory, client_run.memory), by_site=by_site)
 
 
 def serve(program: Program, place: Place, *, fraction_bits: int, progress: Progress | None = None) -> EngineRun:

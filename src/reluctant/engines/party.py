@@ -4,6 +4,7 @@ The folder holds what this party alone knows: the server's program and arrays, o
 has to say to whoever started it goes to standard output, a JSON object a line; its result goes into the folder.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -15,19 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from reluctant.engines.base import EngineRun, SiteCost
+from reluctant.engines.base import EngineRun, Images, SiteCost
 from reluctant.engines.meeting import meet
-from reluctant.engines.session import CLIENT, SERVER, Role, Session, Settings
-from reluctant.engines.spu import Log
-from reluctant.engines.watching import ALONE, Deadline, PeerWatch, die_with_parent
+from reluctant.engines.session import Role
+from reluctant.engines.watching import ALONE, PeerWatch, die_with_parent
 from reluctant.errors import EngineError, ReluctantError
 from reluctant.program.ops import Program
-
-#: SPU's own time-out for an answer; a party that is gone is noticed long before, by its connection.
-_PATIENCE_MS = 4 * 3600 * 1000
-
-#: Parties that have met open their link within a second or two; a slow machine may take longer.
-_LINK_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,8 @@ class Order:
         connect_timeout: seconds to wait for the other to appear.
         batch: images in one run, which the client decides; ``None`` for what suits the program.
         patience: seconds of silence after which the other counts as stalled.
+        session: ``module:function`` of what the party does once it has met the other; it takes the party's folder, this
+            order and its voice, and returns an :class:`EngineRun`.
     """
 
     role: Role
@@ -48,6 +44,7 @@ class Order:
     fraction_bits: int
     batch: int | None
     patience: float
+    session: str = "reluctant.engines.session:take_part"
 
 
 def write_order(folder: Path, order: Order, *, program: Program | None = None, images: Any = None) -> None:
@@ -60,6 +57,22 @@ def write_order(folder: Path, order: Order, *, program: Program | None = None, i
     if images is not None:
         save_file({"images": images}, folder / "images.safetensors")
     (folder / "order.json").write_text(json.dumps(asdict(order)))
+
+
+def read_program(folder: Path) -> Program:
+    """Return the server's program, with its arrays."""
+    from safetensors.numpy import load_file
+
+    public = Program.from_public(json.loads((folder / "program.json").read_text()))
+    return public.with_arrays(load_file(folder / "arrays.safetensors"))
+
+
+def read_images(folder: Path) -> Images:
+    """Return the client's images."""
+    from safetensors.numpy import load_file
+
+    images: Images = load_file(folder / "images.safetensors")["images"]
+    return images
 
 
 def read_result(folder: Path) -> EngineRun:
@@ -117,25 +130,11 @@ class Voice:
         sys.stdout.flush()
 
 
-def _connect(order: Order, rank: int) -> Any:
-    from spu import libspu
-
-    description = libspu.link.Desc()
-    description.recv_timeout_ms = _PATIENCE_MS
-    description.connect_retry_times = 1 << 20
-    description.connect_retry_interval_ms = 200
-    hosts = [order.listen, order.peer] if rank == SERVER else [order.peer, order.listen]
-    for name, host in zip(("server", "client"), hosts, strict=True):
-        description.add_party(name, host)
-    return libspu.link.create_brpc(description, rank)
-
-
 def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
     """Do the party's work from connecting to the result."""
-    from safetensors.numpy import load_file
-
-    rank, other = (SERVER, "client") if order.role == "server" else (CLIENT, "server")
-    log = Log(folder / "spu.log")
+    other = "client" if order.role == "server" else "server"
+    module, _, function = order.session.partition(":")
+    session = getattr(importlib.import_module(module), function)
     voice.progress("connect", 0, 1)
     connections = meet(order.role, order.listen, order.peer, order.connect_timeout)
     gone = EngineError(f"the {other} at {order.peer} broke off in the middle of the run; this party stopped")
@@ -144,18 +143,8 @@ def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
         "this party stopped"
     )
     watch = PeerWatch(*connections, order.patience, lambda stalled: voice.end(mute if stalled else gone, ALONE))
-    late = EngineError(f"the {other} at {order.peer} was there, but its link did not open in {_LINK_SECONDS} seconds")
-    deadline = Deadline(_LINK_SECONDS, lambda: voice.end(late, ALONE))
-    link = _connect(order, rank)
-    deadline.stop()
-    session = Session(rank, link, log, Settings(order.fraction_bits), voice.progress)
     try:
-        if rank == SERVER:
-            arrays = load_file(folder / "arrays.safetensors")
-            public = Program.from_public(json.loads((folder / "program.json").read_text()))
-            run = session.serve(public.with_arrays(arrays))
-        else:
-            run = session.query(load_file(folder / "images.safetensors")["images"], order.batch)
+        run: EngineRun = session(folder, order, voice)
     except ReluctantError:
         raise
     except Exception as error:

@@ -12,23 +12,32 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from reluctant.engines.base import EngineRun, Images, Outputs, check_images
 from reluctant.engines.memory import check_memory, peak_memory
+from reluctant.engines.meeting import LINK_SECONDS
 from reluctant.engines.preparation import prepare
 from reluctant.engines.spu import Compiled, Log, Machine, Tally, Traffic, batches, compile_program, engine_run
+from reluctant.engines.watching import ALONE, Deadline
 from reluctant.errors import EngineError, ReluctantError
 from reluctant.program.operations import Array
 from reluctant.program.ops import Program
+
+if TYPE_CHECKING:
+    from reluctant.engines.party import Order, Voice
 
 Role = Literal["server", "client"]
 SERVER, CLIENT = 0, 1
 
 _VERSION = 1
 _MOST_IMAGES = 1 << 20
+
+#: SPU's own time-out for an answer; a party that is gone is noticed long before, by its connection.
+_PATIENCE_MS = 4 * 3600 * 1000
 
 #: A batch is at most so many images, and its largest value at most so many elements.
 _LARGEST_BATCH, _LARGEST_VALUE = 16, 1 << 18
@@ -44,6 +53,33 @@ class Settings:
     fraction_bits: int
     protocol: str = "CHEETAH"
     version: int = _VERSION
+
+
+def take_part(folder: Path, order: "Order", voice: "Voice") -> EngineRun:
+    """Be the party of ``order`` in a run on SPU, with what it finds in ``folder``."""
+    from reluctant.engines.party import read_images, read_program
+
+    rank, other = (SERVER, "client") if order.role == "server" else (CLIENT, "server")
+    log = Log(folder / "spu.log")
+    late = EngineError(f"the {other} at {order.peer} was there, but its link did not open in {LINK_SECONDS} seconds")
+    deadline = Deadline(LINK_SECONDS, lambda: voice.end(late, ALONE))
+    link = _connect(order, rank)
+    deadline.stop()
+    session = Session(rank, link, log, Settings(order.fraction_bits), voice.progress)
+    return session.serve(read_program(folder)) if rank == SERVER else session.query(read_images(folder), order.batch)
+
+
+def _connect(order: "Order", rank: int) -> Any:
+    from spu import libspu
+
+    description = libspu.link.Desc()
+    description.recv_timeout_ms = _PATIENCE_MS
+    description.connect_retry_times = 1 << 20
+    description.connect_retry_interval_ms = 200
+    hosts = [order.listen, order.peer] if rank == SERVER else [order.peer, order.listen]
+    for name, host in zip(("server", "client"), hosts, strict=True):
+        description.add_party(name, host)
+    return libspu.link.create_brpc(description, rank)
 
 
 def suitable_batch(program: Program) -> int:
@@ -136,7 +172,7 @@ class Session:
         try:
             program = Program.from_public(talk.receive(program=dict)["program"])
             batch = suitable_batch(program) if batch is None else batch
-            images = check_images(program, images, batch)
+            images = check_images(program.input_shape, images, batch)
         except ReluctantError as error:
             talk.refuse(error)
             raise
