@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from reluctant.report import Report
     from reluctant.secure import SecureRun, secure_run
     from reluctant.sites import Sites, find_sites, swap_activations
-    from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Reciprocal, Shift
+    from reluctant.surrogates import Affine, Constant, Hermite, Identity, Quadratic, Reciprocal, Shift
     from reluctant.task import Job, Task
     from reluctant.training import Evaluation, Training, evaluate, finetune, fit
 
@@ -82,7 +82,7 @@ _HOME = {
     "report": ["Report"],
     "secure": ["SecureRun", "secure_run"],
     "sites": ["Sites", "find_sites", "swap_activations"],
-    "surrogates": ["Affine", "Constant", "Identity", "Quadratic", "Reciprocal", "Shift"],
+    "surrogates": ["Affine", "Constant", "Hermite", "Identity", "Quadratic", "Reciprocal", "Shift"],
     "task": ["Job", "Task"],
     "training": ["Evaluation", "Training", "evaluate", "finetune", "fit"],
 }
@@ -104,6 +104,7 @@ __all__ = [
     "DivergedError",
     "Ebb",
     "Evaluation",
+    "Hermite",
     "Identity",
     "Job",
     "Mask",

@@ -11,7 +11,7 @@ from torch import nn
 from reluctant.checkpoints import Origin, weights_digest
 from reluctant.costs.model import CostModel
 from reluctant.costs.networks import NETWORKS, parse_network
-from reluctant.engines.base import EngineRun
+from reluctant.engines.base import Engine, EngineRun
 from reluctant.errors import UsageError
 from reluctant.masked import MaskedModel
 from reluctant.program.lower import lower
@@ -91,7 +91,7 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         "network": run.network,
         "batch": run.run.batch,
         "fraction_bits": run.run.fraction_bits,
-        "public": _public(model),
+        "public": _public(model, run.engine),
         "link": _link(run),
         part: network_cost(run),  # type: ignore[misc]
     }
@@ -105,10 +105,10 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
     )
 
 
-def _public(model: nn.Module) -> list[str]:
+def _public(model: nn.Module, engine: Engine) -> list[str]:
     """Return what a run tells both parties."""
-    told = ["architecture", "masks of kept ReLUs", "shapes", "fixed-point format", "number of images"]
-    slopes = isinstance(model, MaskedModel) and "reciprocal" in model.surrogate.terms
+    told = list(engine.security.public)
+    slopes = engine.has_twin and isinstance(model, MaskedModel) and "reciprocal" in model.surrogate.terms
     return [*told, "whole numbers whose reciprocals are slopes, a channel"] if slopes else told
 
 
@@ -130,7 +130,8 @@ def network_cost(run: SecureRun) -> NetworkCost:
         "argmax_equal_float": run.argmax_equal_float,
         "max_abs_error_float": run.max_abs_error_float,
     }
-    cost: NetworkCost = {**engine_costs(run.run), **compared}  # type: ignore[typeddict-item]
+    known = {key: value for key, value in compared.items() if value is not None}
+    cost: NetworkCost = {**engine_costs(run.run), **known}  # type: ignore[typeddict-item]
     return cost
 
 

@@ -28,14 +28,15 @@ class SecureRun:
 
     Attributes:
         run: what the engine measured.
-        twin, floats: class scores ``[N, K]`` of the fixed-point twin and of torch on the same images.
+        twin, floats: class scores ``[N, K]`` of the fixed-point twin and of torch on the same images; no twin for an
+            engine that computes on other numbers.
         model: the network that was run, as it was given.
     """
 
     engine: Engine
     network: str
     run: EngineRun
-    twin: Outputs
+    twin: Outputs | None
     floats: Outputs
     input_shape: tuple[int, ...]
     model: nn.Module
@@ -46,9 +47,9 @@ class SecureRun:
         return [int(k) for k in self.run.outputs.argmax(1)]
 
     @property
-    def argmax_equal_twin(self) -> int:
-        """Images whose answer is the twin's."""
-        return int((self.run.outputs.argmax(1) == self.twin.argmax(1)).sum())
+    def argmax_equal_twin(self) -> int | None:
+        """Images whose answer is the twin's; ``None`` without one."""
+        return None if self.twin is None else int((self.run.outputs.argmax(1) == self.twin.argmax(1)).sum())
 
     @property
     def argmax_equal_float(self) -> int:
@@ -56,9 +57,9 @@ class SecureRun:
         return int((self.run.outputs.argmax(1) == self.floats.argmax(1)).sum())
 
     @property
-    def max_abs_error_twin(self) -> float:
-        """Largest difference of a class score from the twin's."""
-        return float(np.abs(self.run.outputs - self.twin).max())
+    def max_abs_error_twin(self) -> float | None:
+        """Largest difference of a class score from the twin's; ``None`` without one."""
+        return None if self.twin is None else float(np.abs(self.run.outputs - self.twin).max())
 
     @property
     def max_abs_error_float(self) -> float:
@@ -80,7 +81,9 @@ def secure_run(
     batch: int | None = None,
     progress: Progress = silent,
 ) -> SecureRun:
-    """Return the private inference of ``model`` on ``images``, run by ``engine`` and checked against its twin.
+    """Return the private inference of ``model`` on ``images``, run by ``engine`` and checked.
+
+    It is compared with torch, and with the fixed-point twin if the engine computes on the twin's numbers.
 
     Args:
         model: any network; a dense one keeps all its ReLUs.
@@ -108,7 +111,9 @@ def secure_run(
     chosen.check(program)
     array = np.ascontiguousarray(images.numpy(), dtype=np.float32)
     run = chosen.run(program, array, batch=batch, progress=progress)
-    twin = run.outputs if chosen.name == "twin" else twin_outputs(program, array, progress=progress)
+    twin = run.outputs if chosen.name == "twin" else None
+    if twin is None and chosen.has_twin:
+        twin = twin_outputs(program, array, progress=progress)
     with torch.no_grad(), evaluating(masked):
         floats = logits(masked(images.clone())).numpy()
     return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model)

@@ -30,8 +30,8 @@ def parse_quantity(text: str) -> Quantity:
     """Return the quantity that ``text`` names; ``where`` is what stands behind an @ (``cheetah/wan``).
 
     Raises:
-        BudgetError: no number, a unit that is not known, a value that is not above zero or not finite, or an @ behind
-            what costs the same everywhere.
+        BudgetError: no number, a unit that is not known, a value that is not above zero (ReLUs and a share of them may
+            be zero) or not finite, or an @ behind what costs the same everywhere.
 
     Example:
         >>> parse_quantity("12.9k")
@@ -45,8 +45,8 @@ def parse_quantity(text: str) -> Quantity:
         hint = " (a comma only parts groups of three digits)" if "," in amount else ""
         raise BudgetError(f"budget {text!r} is not a number with a unit{hint}; {_FORM}")
     number, unit = match[1].replace(",", "").replace("_", ""), match[2].lower()
-    if not float(number) > 0:
-        raise BudgetError(f"budget {text!r} must be above zero; {_FORM}")
+    if float(number) < 0 or (float(number) == 0 and unit != "%" and unit not in _COUNT):
+        raise BudgetError(f"budget {text!r} must be above zero, or no ReLUs at all (0); {_FORM}")
     if float(number) > 1e100:
         raise BudgetError(f"budget {text!r} is too large to be one; {_FORM}")
     if unit == "%":

@@ -38,7 +38,10 @@ def run(
     """Run private inference for real, between two processes on this machine, and check the answers.
 
     The server process holds the weights, the client process the images; the client alone learns the class scores. Masks
-    and architecture are public. The answers are compared with the fixed-point twin and with plain torch.
+    and architecture are public. The answers are compared with plain torch, and with the fixed-point twin.
+
+    Under `ckks` the server computes on ciphertexts; the network may keep no ReLU (`linearize --budget 0`), and there is
+    no twin.
 
     With `--party` this machine is only one of the two: the server gives its checkpoint, the client its `--task` and
     `--images`, both say where they listen and where the other one does. Then there is nothing to compare with.
@@ -58,10 +61,12 @@ def run(
         _, done = run_checkpoint(
             checkpoint, machine, engine=engine, images=images, network=network, batch=batch, progress=progress
         )
+    of = f"of {images} "
+    twin = "" if done.twin is None else f"{done.argmax_equal_twin} {of}as the twin, "
     show(
         network_cost(done),
-        f"{checkpoint}: classes {done.answers}; {done.argmax_equal_twin} of {images} as the twin, "
-        f"{done.argmax_equal_float} as plain torch (scores off by at most {done.max_abs_error_float:.1g}); "
+        f"{checkpoint}: classes {done.answers}; {twin}"
+        f"{done.argmax_equal_float} {'' if twin else of}as plain torch (scores off by at most {done.max_abs_error_float:.1g}); "
         f"{_costs(done.run)} ({done.engine.name}, "
         f"{done.engine.security.adversary}, {network})",
         json,

@@ -111,6 +111,8 @@ class Engine(ABC):
 
     name: ClassVar[str]
     security: ClassVar[Security]
+    #: Whether it computes on the fixed-point numbers of the twin, which then answers what it should.
+    has_twin: ClassVar[bool] = True
 
     @abstractmethod
     def check(self, program: Program) -> None:

@@ -38,6 +38,7 @@ class CKKS(Engine):
     """
 
     name: ClassVar[str] = "ckks"
+    has_twin: ClassVar[bool] = False
     security: ClassVar[Security] = Security(
         adversary="semi-honest",
         parties=2,
