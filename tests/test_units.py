@@ -56,7 +56,7 @@ def test_where_a_cost_applies_is_kept():
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "lots", "k", "10 bananas", "0", "-5", "0%", "-1k", "1..2", "nan", "inf", "-inf", "infinity"),
+        *("", "lots", "k", "10 bananas", "0MB", "-5", "0s@cheetah", "-1k", "1..2", "nan", "inf", "-inf", "infinity"),
         *("1e400", "1e400%", "1e999999999k", "1e-400", "9" * 400),
         *("1,5", "1,5k", "1,5000", "12345,678", ",500", "600,00", "1,,000", "1_5", "0,5%"),
         *("10%@cheetah/wan", "50k@cheetah", "7@lan", "10%@", "40MB@", "@cheetah"),

@@ -95,7 +95,8 @@ class MaskedActivation(nn.Module):
             moments: of the input, for a surrogate that is normalised by them; the running ones if not given.
         """
         if self.moments is not None:
-            assert self.c0 is not None and self.c1 is not None
+            assert self.c0 is not None
+            assert self.c1 is not None
             return Hermite.folded(self.c0, self.c1, self.moments if moments is None else moments)
         c1: Tensor | None = self.c1
         if self.divisor is not None:

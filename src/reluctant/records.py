@@ -86,8 +86,8 @@ class NetworkCost(TypedDict):
     """What private inference cost with one network: all images, both directions together, set-up apart.
 
     ``argmax_equal_twin`` counts the images whose answer is the one of the fixed-point twin, ``argmax_equal_float``
-    those whose answer is that of the network in float32; an engine without a twin has no such keys. ``memory`` is that of the party which needed most, 0 where it
-    was not measured.
+    those whose answer is that of the network in float32; an engine without a twin has only the latter. ``memory`` is
+    that of the party which needed most, 0 where it was not measured.
     """
 
     images: int

@@ -66,7 +66,8 @@ def run(
     show(
         network_cost(done),
         f"{checkpoint}: classes {done.answers}; {twin}"
-        f"{done.argmax_equal_float} {'' if twin else of}as plain torch (scores off by at most {done.max_abs_error_float:.1g}); "
+        f"{done.argmax_equal_float} {'' if twin else of}as plain torch "
+        f"(scores off by at most {done.max_abs_error_float:.1g}); "
         f"{_costs(done.run)} ({done.engine.name}, "
         f"{done.engine.security.adversary}, {network})",
         json,

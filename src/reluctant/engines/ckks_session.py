@@ -109,7 +109,9 @@ def _serve(link: Link, program: Program, folder: Path, report: Report, begun: fl
     report("set up", 0, 1)
     try:
         if not (1 <= images <= _MOST_IMAGES and 1 <= batch <= parameters.images):
-            raise EngineError(f"the client asks for {images} images in batches of {batch}: expected 1 or more, and to fit")
+            raise EngineError(
+                f"the client asks for {images} images in batches of {batch}: expected 1 or more, and to fit"
+            )
         evaluator = Evaluator(Scheme(parameters), *(_receive(link, folder / key) for key in ("relin", "galois")))
     except EngineError as error:
         talk.refuse(error)
@@ -124,16 +126,12 @@ def _serve(link: Link, program: Program, folder: Path, report: Report, begun: fl
                 made.save(str(folder / "answer"))
                 link.send(CLIENT, (folder / "answer").read_bytes())
     report("run", images, images)
-    by_site = tuple(
-        SiteCost(site.name, 0, 0, 0, 0, 0, evaluator.seconds.get(site.name, 0.0)) for site in program.sites
-    )
+    by_site = tuple(SiteCost(site.name, 0, 0, 0, 0, 0, evaluator.seconds.get(site.name, 0.0)) for site in program.sites)
     nothing = [np.zeros((0, *shape), np.float32) for shape in shapes]
     return _result(link, talk, nothing, (images, batch), (setup, setup_seconds), begun, by_site)
 
 
-def _query(
-    link: Link, images: Images, batch: int | None, folder: Path, report: Report, begun: float
-) -> EngineRun:
+def _query(link: Link, images: Images, batch: int | None, folder: Path, report: Report, begun: float) -> EngineRun:
     """Be the client: give encrypted images, learn the outputs.
 
     Raises:

@@ -3,10 +3,10 @@
 The cryptography is Microsoft SEAL's, through the interface that TenSEAL brings (``tenseal.sealapi``): this file chooses
 parameters, lays numbers into slots and says which of SEAL's operations run in which order.
 
-*Packing.* A ciphertext holds a vector of ``width`` values, a power of two, for ``slots / width`` images at once: value i
-of image j lies in slot ``i * images + j``. A rotation by ``images`` slots moves all images' vectors by one value,
-cyclically, so a batch costs what one image does. A matrix is multiplied by its diagonals (Halevi and Shoup, CRYPTO 2014,
-section 4.3), those that are zero left out, in baby and giant steps: with ``k = giant * stride + baby``,
+*Packing.* A ciphertext holds a vector of ``width`` values, a power of two, for ``slots / width`` images at once: value
+i of image j lies in slot ``i * images + j``. A rotation by ``images`` slots moves all images' vectors by one value,
+cyclically, so a batch costs what one image does. A matrix is multiplied by its diagonals (Halevi and Shoup, CRYPTO
+2014), those that are zero left out, in baby and giant steps: with ``k = giant * stride + baby``,
 
     M x = sum over giant of rot(sum over baby of rot(diag_k, -giant * stride) * rot(x, baby), giant * stride).
 
@@ -14,13 +14,13 @@ The babies are made one from the other, the giants by Horner's rule, so that two
 rows than a giant step, as the last one has, takes babies only, and giants to sum what they made.
 
 *Levels.* Each matrix and each product of ciphertexts takes one prime of the modulus away. A dropped site computes
-``c0 + c1 z + c2 z^2 = c0 + c2 z (z + c1 / c2)``: adding a plaintext takes no level, and c2 and c0 go into the matrix that
-follows. Where ``c1 / c2`` is too large for that (or c2 is zero) the line goes into that matrix on its own. So k sites
-in a row take 2 k + 1 levels.
+``c0 + c1 z + c2 z^2 = c0 + c2 z (z + c1 / c2)``: adding a plaintext takes no level, and c2 and c0 go into the matrix
+that follows. Where ``c1 / c2`` is too large for that (or c2 is zero) the line goes into that matrix on its own. So k
+sites in a row take 2 k + 1 levels.
 
-*Scale.* Numbers are held times ``2 ** SCALE_BITS``; primes have as many bits. A matrix is encoded at the very scale that
-brings the sum back to ``2 ** SCALE_BITS`` when it is divided by the prime, so terms from different levels can be added
-and nothing drifts.
+*Scale.* Numbers are held times ``2 ** SCALE_BITS``; primes have as many bits. A matrix is encoded at the very scale
+that brings the sum back to ``2 ** SCALE_BITS`` when it is divided by the prime, so terms from different levels can be
+added and nothing drifts.
 """
 
 import importlib.util
@@ -29,7 +29,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +99,8 @@ class Parameters:
         """
         if 2 * width > (largest := max(MOST_BITS)):
             raise UnsupportedOperation(
-                f"the network has {width:,} values at a place; CKKS has at most {largest // 2:,} slots: take a narrower "
-                "network or smaller images"
+                f"the network has {width:,} values at a place; CKKS has at most {largest // 2:,} slots: take a "
+                "narrower network or smaller images"
             )
         power = max(2, 1 << (width - 1).bit_length())
         for ring, most in MOST_BITS.items():
@@ -109,8 +108,8 @@ class Parameters:
                 return cls(ring, levels, power)
         deepest = (MOST_BITS[largest] - _bits(0)) // SCALE_BITS
         raise UnsupportedOperation(
-            f"the network takes {levels} levels, CKKS has at most {deepest} here without bootstrapping, two a site with "
-            "squares: take a shallower network, or identities at some sites"
+            f"the network takes {levels} levels, CKKS has at most {deepest} here without bootstrapping, two a site "
+            "with squares: take a shallower network, or identities at some sites"
         )
 
     @property
@@ -233,7 +232,9 @@ def check_polynomial(program: Program) -> None:
                 "--budget 0 --set method.surrogate=hermite"
             )
         if op.kind == "maxpool":
-            raise UnsupportedOperation(f"{op.output!r} is max-pooling; CKKS evaluates polynomials only: average instead")
+            raise UnsupportedOperation(
+                f"{op.output!r} is max-pooling; CKKS evaluates polynomials only: average instead"
+            )
 
 
 def parameters_of(found: Sequence[Layer]) -> Parameters:
@@ -426,7 +427,7 @@ class Evaluator:
 
     def _times(self, matrix: Matrix, x: Any) -> Any | None:
         """Return ``matrix`` times ``x``, not yet rescaled: the scale is such that rescaling gives the usual one."""
-        parameters, seal = self.scheme.parameters, self._seal
+        parameters = self.scheme.parameters
         stride, (baby_step, giant_step) = parameters.stride, parameters.steps
         short = len(matrix) <= stride
         found = diagonals(_stacked(matrix, parameters.width, stride) if short else matrix, parameters.width)
@@ -436,7 +437,7 @@ class Evaluator:
         prime = self.scheme.context.get_context_data(x.parms_id()).parms().coeff_modulus()[-1].value()
         scale, total = self.scheme.scale * prime / x.scale, None
         for giant in range(max(found, default=-1) // stride, -1, -1):
-            total = total and self._rotated(total, giant_step)
+            total = None if total is None else self._rotated(total, giant_step)
             for k in range(giant * stride, (giant + 1) * stride):
                 if k in found:
                     plain = self.scheme.encode(np.roll(found[k], giant * stride), x.parms_id(), scale)
@@ -459,7 +460,7 @@ class Evaluator:
         return rotated
 
     def _added(self, total: Any | None, x: Any, plain: Any) -> Any:
-        """Return ``total`` plus ``x`` times ``plain``; SEAL does not multiply by a zero, and nothing would come of it."""
+        """Return ``total`` plus ``x`` times ``plain``; SEAL refuses to multiply by zero, which would add nothing."""
         if plain.is_zero():
             return total
         term = self.scheme.seal.Ciphertext()

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from reluctant.engines.base import EngineRun, Images, Outputs, check_images
-from reluctant.engines.memory import check_memory, peak_memory
 from reluctant.engines.meeting import LINK_SECONDS
+from reluctant.engines.memory import check_memory, peak_memory
 from reluctant.engines.preparation import prepare
 from reluctant.engines.spu import Compiled, Log, Machine, Tally, Traffic, batches, compile_program, engine_run
 from reluctant.engines.watching import ALONE, Deadline

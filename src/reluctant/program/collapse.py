@@ -78,8 +78,8 @@ def straighten(program: Program) -> Program:
         numbers = math.prod(shapes[end]) * max(math.prod(shapes[source]) for source in sources)
         if numbers > LARGEST_MATRIX:
             raise UnsupportedOperation(
-                f"what leads to {end!r} is a matrix of {numbers:,} numbers, expected at most {LARGEST_MATRIX:,}; take a "
-                "narrower network or smaller images"
+                f"what leads to {end!r} is a matrix of {numbers:,} numbers, expected at most {LARGEST_MATRIX:,}; take "
+                "a narrower network or smaller images"
             )
         _replace(draft, end, stretch, sources, shapes)
         draft.forget_unused()
