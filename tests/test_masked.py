@@ -80,7 +80,7 @@ def test_every_network_can_be_trained_with_gates_and_without(network, surrogate)
 @pytest.mark.parametrize("surrogate", SURROGATE_KINDS)
 def test_activation_is_where_keep_relu_else_polynomial(surrogate):
     site = ActivationSite("s", "", (2, 3, 3), 0)
-    activation = MaskedActivation(site, surrogate())
+    activation = MaskedActivation(site, surrogate()).eval()
     activation.start(torch.tensor([0.3, -0.5]), torch.tensor([1.0, 2.0]))
     activation.keep.copy_(torch.rand(2, 3, 3) > 0.5)
     z = torch.randn(5, 2, 3, 3)

@@ -204,8 +204,8 @@ class Quadratic(Surrogate):
 class Hermite(Surrogate):
     """The Hermite expansion of ReLU to degree 2, each of its polynomials normalised on its own, as in AESPA.
 
-    ``b + g (c1 N(h1(z)) + c2 N(h2(z)))`` with the normalised Hermite polynomials ``h1 = z``, ``h2 = (z^2 - 1) / sqrt 2``
-    and ReLU's coefficients ``c1 = 1 / 2``, ``c2 = 1 / (2 sqrt pi)``; N takes off the mean a channel and divides by the
+    ``b + g (c1 N(h1(z)) + c2 N(h2(z)))`` with the Hermite polynomials ``h1 = z``, ``h2 = (z^2 - 1) / sqrt(2)`` and
+    ReLU's coefficients ``c1 = 1 / 2``, ``c2 = 1 / (2 sqrt(pi))``; N takes off the mean a channel and divides by the
     deviation: of the batch in training, running ones afterwards, as batch norm does. Trained are b and g a channel. So
     neither the square nor the line can grow from layer to layer, which keeps a network of them trainable. Afterwards it
     is ``c2 z^2 + c1 z + c0`` a channel and costs what :class:`Quadratic` does.

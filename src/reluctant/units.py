@@ -45,7 +45,8 @@ def parse_quantity(text: str) -> Quantity:
         hint = " (a comma only parts groups of three digits)" if "," in amount else ""
         raise BudgetError(f"budget {text!r} is not a number with a unit{hint}; {_FORM}")
     number, unit = match[1].replace(",", "").replace("_", ""), match[2].lower()
-    if float(number) < 0 or (float(number) == 0 and unit != "%" and unit not in _COUNT):
+    none = Decimal(number) == 0 and (unit == "%" or unit in _COUNT)
+    if not (float(number) > 0 or none):
         raise BudgetError(f"budget {text!r} must be above zero, or no ReLUs at all (0); {_FORM}")
     if float(number) > 1e100:
         raise BudgetError(f"budget {text!r} is too large to be one; {_FORM}")
