@@ -110,5 +110,5 @@ def test_straight_programs_are_matrices_between_squares(model):
 
 def test_a_matrix_that_is_too_large_is_refused(monkeypatch):
     monkeypatch.setattr(collapse, "LARGEST_MATRIX", 1000)
-    with pytest.raises(UnsupportedOperation, match="is a matrix of .* numbers, expected at most 1,000"):
+    with pytest.raises(UnsupportedOperation, match=r"is a matrix of .* numbers, expected at most 1,000"):
         straighten(lower(masked(resnet8(5, 3, width=2), 0.0, Quadratic(), (3, 8, 8))))
