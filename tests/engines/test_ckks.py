@@ -37,7 +37,7 @@ def digits_network(surrogate):
 
 @pytest.fixture(scope="module")
 def polynomial():
-    """A polynomial network, its secure run on four images in two batches."""
+    """A polynomial network, and its secure run on four images in two batches."""
     masked = digits_network(Hermite())
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     return masked, secure_run(masked, images, engine=CKKS(), batch=2)
@@ -78,7 +78,7 @@ def test_its_record_says_what_it_was_compared_with(polynomial):
 @secure
 @pytest.mark.parametrize("network", ["affine", "shortcut"])
 def test_other_shapes_of_networks(network, small_images):
-    """One affine map takes one level; a shortcut is a sum of levels, and squares may be far smaller than lines, or 0."""
+    """One affine map takes one level; a shortcut is a sum of levels; squares may be far smaller than lines, or 0."""
     masked = masked_small((0.0, 0.0), Identity() if network == "affine" else Quadratic())
     if network == "shortcut":
         for activation in masked.masked():
