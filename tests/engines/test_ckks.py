@@ -13,10 +13,10 @@ from small import masked_small
 from test_failures import Killer, parties
 from torch import nn
 
-from reluctant.engines import homomorphic
 from reluctant.engines.ckks import CKKS
 from reluctant.engines.ckks_session import Link
-from reluctant.engines.homomorphic import Evaluator, KeyHolder, Parameters, Scheme, layers, parameters_of
+from reluctant.engines.homomorphic import Evaluator, KeyHolder, Scheme
+from reluctant.engines.packing import MOST_BITS, Parameters, layers, parameters_of
 from reluctant.errors import EngineError, ShapeError, UnsupportedOperation, UsageError
 from reluctant.program.collapse import straighten
 from reluctant.program.lower import lower
@@ -136,7 +136,7 @@ def test_no_key_but_the_public_ones_leaves_the_client(tmp_path, monkeypatch):
 def test_our_table_of_secure_sizes_is_that_of_seal():
     from tenseal import sealapi as seal
 
-    for ring, most in homomorphic.MOST_BITS.items():
+    for ring, most in MOST_BITS.items():
         assert seal.CoeffModulus.MaxBitCount(ring, seal.SEC_LEVEL_TYPE.TC128) == most
 
 

@@ -34,8 +34,8 @@ def linearize(
         str | None,
         typer.Option(
             "--budget",
-            help="ReLUs to keep (50k, 12900; 0 for none), a share of them (10%), or what one image may cost after set-up: "
-            "30MB@cheetah, 2s@cheetah/wan.",
+            help="ReLUs to keep (50k, 12900; 0 for none), a share of them (10%), or what one image may cost after "
+            "set-up: 30MB@cheetah, 2s@cheetah/wan.",
             show_default=False,
         ),
     ] = None,

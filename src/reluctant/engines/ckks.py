@@ -1,7 +1,8 @@
 """Two-party private inference with CKKS: the client encrypts, the server computes on ciphertexts, one round trip.
 
 Paper: Cheon, Kim, Kim, Song. Homomorphic Encryption for Arithmetic of Approximate Numbers. ASIACRYPT 2017. As
-implemented in Microsoft SEAL, which TenSEAL brings. How a program is laid into ciphertexts: :mod:`homomorphic`.
+implemented in Microsoft SEAL, which TenSEAL brings. How a program lies in ciphertexts stands in
+:mod:`reluctant.engines.packing`.
 
 Only polynomials can be computed: a network without any ReLU, its sites squares or lines.
 """
@@ -13,14 +14,8 @@ from typing import ClassVar
 from reluctant.costs.networks import NETWORKS, Network
 from reluctant.engines.base import Engine, EngineRun, Images, Progress, Security, check_images
 from reluctant.engines.ckks_session import images_together
-from reluctant.engines.homomorphic import (
-    SCALE_BITS,
-    Parameters,
-    check_polynomial,
-    layers,
-    parameters_of,
-    require_tenseal,
-)
+from reluctant.engines.homomorphic import require_tenseal
+from reluctant.engines.packing import SCALE_BITS, Parameters, check_polynomial, layers, parameters_of
 from reluctant.engines.parties import run_locally
 from reluctant.errors import UsageError
 from reluctant.program.collapse import straighten

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reluctant.engines.base import EngineRun, Images, Outputs, SiteCost, check_images
-from reluctant.engines.homomorphic import SCALE_BITS, Evaluator, KeyHolder, Parameters, Scheme, layers, parameters_of
+from reluctant.engines.homomorphic import Evaluator, KeyHolder, Scheme
 from reluctant.engines.meeting import open_link
 from reluctant.engines.memory import peak_memory
+from reluctant.engines.packing import SCALE_BITS, Parameters, layers, parameters_of
 from reluctant.engines.session import CLIENT, SERVER, Report, Talk
 from reluctant.engines.spu import Traffic, batches
 from reluctant.errors import EngineError, ReluctantError, UsageError
