@@ -1,7 +1,8 @@
 """Keys, encryption and evaluation under CKKS.
 
 The cryptography is Microsoft SEAL's, through the interface that TenSEAL brings (``tenseal.sealapi``). This file says
-which of SEAL's operations run in which order; how numbers lie in ciphertexts stands in :mod:`reluctant.engines.packing`.
+which of SEAL's operations run in which order; how numbers lie in ciphertexts, in
+:mod:`reluctant.engines.packing`.
 """
 
 import importlib.util
