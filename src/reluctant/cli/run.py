@@ -91,7 +91,7 @@ def _run_alone(
     from reluctant.recording import engine_costs
 
     if engine != "cheetah":
-        raise UsageError(f"engine {engine} has no two parties; --party is for cheetah")
+        raise UsageError(f"--party is for cheetah; leave it out to run {engine} on this machine")
     if party not in ("server", "client"):
         raise UsageError(f"unknown party {party!r}; expected server or client")
     place = Place(listen=where[0], peer=where[1], connect_timeout=where[2])
