@@ -20,7 +20,7 @@ html_show_sourcelink = False
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
-exclude_patterns = ["_build", "measured-costs.md"]
+exclude_patterns = ["_build", "measured-costs.md", "protocols.md"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["deflist", "substitution"]

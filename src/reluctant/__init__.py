@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from reluctant.budget import Budget
     from reluctant.checkpoints import load_checkpoint, save_checkpoint
     from reluctant.data import TASKS, load_task
+    from reluctant.designs import DESIGNS
+    from reluctant.designs.base import Design
+    from reluctant.designs.cryptonas import CryptoNAS
+    from reluctant.designs.deepreduce import DeepReDuce
+    from reluctant.designs.hybrenet import HybReNet
+    from reluctant.designs.sphynx import Sphynx
     from reluctant.engines import ENGINES
     from reluctant.errors import DivergedError, Paused, ReluctantError
     from reluctant.linearization import linearize
@@ -54,7 +60,14 @@ if TYPE_CHECKING:
 _HOME = {
     "budget": ["Budget"],
     "checkpoints": ["load_checkpoint", "save_checkpoint"],
+    "circa": ["Circa", "finetune_with_faults", "largest_truncations", "with_faults"],
     "data": ["TASKS", "load_task"],
+    "designs": ["DESIGNS"],
+    "designs.base": ["Design"],
+    "designs.cryptonas": ["CryptoNAS"],
+    "designs.deepreduce": ["DeepReDuce"],
+    "designs.hybrenet": ["HybReNet"],
+    "designs.sphynx": ["Sphynx"],
     "engines": ["ENGINES"],
     "errors": ["DivergedError", "Paused", "ReluctantError"],
     "linearization": ["linearize"],
@@ -75,6 +88,7 @@ _HOME = {
     "methods.taylor": ["Taylor"],
     "models": ["MODELS", "load_model"],
     "prices": ["Prices"],
+    "program.certificate": ["Certificate", "certify"],
     "program.lower": ["lower"],
     "progress": ["TimeLimit"],
     "recipe": ["Recipe"],
@@ -89,6 +103,7 @@ _HOME = {
 _MODULE = {name: f"{__name__}.{module}" for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "DESIGNS",
     "ENGINES",
     "METHODS",
     "MODELS",
@@ -98,13 +113,19 @@ __all__ = [
     "Affine",
     "AutoReP",
     "Budget",
+    "Certificate",
+    "Circa",
     "Constant",
+    "CryptoNAS",
     "DReP",
+    "DeepReDuce",
     "Descent",
+    "Design",
     "DivergedError",
     "Ebb",
     "Evaluation",
     "Hermite",
+    "HybReNet",
     "Identity",
     "Job",
     "Mask",
@@ -125,16 +146,20 @@ __all__ = [
     "SecureRun",
     "Shift",
     "Sites",
+    "Sphynx",
     "StreamliNet",
     "Task",
     "Taylor",
     "TimeLimit",
     "Training",
     "attach",
+    "certify",
     "evaluate",
     "find_sites",
     "finetune",
+    "finetune_with_faults",
     "fit",
+    "largest_truncations",
     "linearize",
     "load_checkpoint",
     "load_model",
@@ -144,6 +169,7 @@ __all__ = [
     "save_checkpoint",
     "secure_run",
     "swap_activations",
+    "with_faults",
 ]
 
 

@@ -57,11 +57,11 @@ class Budget:
             what = f"{sites.total:,} ReLUs of this model ({len(sites)} sites)"
             cost = "" if prices.unit == "relus" else f", which cost {format_quantity(full, prices.unit)}"
             raise BudgetError(f"budget {self.text} reaches all {what}{cost}; nothing to linearize: give less")
-        if limit <= prices.floor and prices.floor:
-            needed = format_quantity(prices.floor, prices.unit)
+        if prices.unit != "relus" and all(prices.cost({name: 1}) > limit for name in sites):
+            needed = format_quantity(min(prices.cost({name: 1}) for name in sites), prices.unit)
             raise BudgetError(
-                f"budget {self.text} is under the {needed} that this network costs without any ReLU; give more, take a "
-                f"smaller network{' or a faster link' if prices.unit == 'seconds' else ''}"
+                f"budget {self.text} is under the {needed} that this network costs with a single ReLU; give more, take "
+                f"a smaller network{' or a faster link' if prices.unit == 'seconds' else ''}"
             )
         if limit < 1 and prices.unit == "relus" and self.quantity.value:
             raise BudgetError(

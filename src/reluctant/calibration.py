@@ -23,14 +23,16 @@ import numpy as np
 
 from reluctant.costs import ENGINES
 from reluctant.costs.cheetah import CALLS, COMPUTED, Stocks, Work, held_at_most
-from reluctant.costs.model import Cost, CostModel
+from reluctant.costs.model import Cost
 from reluctant.costs.networks import NETWORKS, Network
+from reluctant.costs.table import CostTable
 from reluctant.costs.work import set_up_work, work
 from reluctant.engines.meeting import free_ports
 from reluctant.engines.memory import peak_memory
 from reluctant.engines.preparation import prepare
 from reluctant.engines.relay import Relay
-from reluctant.engines.session import CLIENT, SERVER, Session, Settings, Talk
+from reluctant.engines.session import Session, Talk
+from reluctant.engines.settings import CLIENT, SERVER, Settings
 from reluctant.engines.spu import FRACTION_BITS, Compiled, Log, Machine, Tally, Traffic, compile_program, require_spu
 from reluctant.program.operations import INPUT, Activation, AvgPool, Conv2d, Linear, MaxPool, Op, Scale
 from reluctant.program.ops import Program, ProgramSite
@@ -131,9 +133,9 @@ class Party:
             description.add_party(str(number), f"127.0.0.1:{port}")
         link, log = libspu.link.create_brpc(description, rank), Log(Path(folder) / f"{rank}.log")
         self.rank = rank
-        self.machine = Machine(link, rank, 2, "CHEETAH", FRACTION_BITS, log)
-        self.talk = Talk(link, rank)
-        self.session = Session(rank, link, log, Settings(FRACTION_BITS), lambda stage, done, total: None)
+        settings = Settings(FRACTION_BITS)
+        self.machine, self.talk = Machine(link, rank, settings, log), Talk(link, rank)
+        self.session = Session(rank, link, log, settings, lambda stage, done, total: None)
         self.rng = np.random.default_rng(1)
 
     def run(self, program: Program, compiled: Compiled) -> tuple[Traffic, float]:
@@ -266,7 +268,7 @@ def _prices(near: Rows, far: Rows, needs: Sequence[Work]) -> dict[str, Cost]:
     }
 
 
-def _setup(model: CostModel, near: Mapping[str, Cost], far: Mapping[str, Cost]) -> dict[str, Cost]:
+def _setup(model: CostTable, near: Mapping[str, Cost], far: Mapping[str, Cost]) -> dict[str, Cost]:
     """Return what each part of the set-up costs, without the work in it that the table prices."""
     stocks = Stocks(model.processors, 1 << 60, [1 << 60] * model.processors)
     longest = max(batch * math.prod(shape) for _, program, batch in cases() for shape in program.shapes.values())
@@ -286,7 +288,7 @@ def _setup(model: CostModel, near: Mapping[str, Cost], far: Mapping[str, Cost]) 
 
 
 def calibrate(engine: str = "cheetah", progress: Progress = silent) -> dict[str, Any]:
-    """Return the table of what a unit of work costs under ``engine`` on this machine, for :meth:`CostModel.load`.
+    """Return the table of what a unit of work costs under ``engine`` on this machine, for :meth:`CostTable.open`.
 
     Takes some minutes, with two processes; what else runs on the machine makes its seconds longer.
 
@@ -313,7 +315,7 @@ def calibrate(engine: str = "cheetah", progress: Progress = silent) -> dict[str,
         "transfer stock": Cost(**{key: round(value, 4) for key, value in stock.items()}),
         "transfer call": Cost(trips=round(max(0.0, fetching), 2)),
     }
-    model = CostModel(engine, prices, {}, {}, int(machine["cpus"]), lasting)
+    model = CostTable(engine, prices, {}, {}, int(machine["cpus"]), lasting)
     return {
         "engine": engine,
         "date": datetime.now(UTC).date().isoformat(),

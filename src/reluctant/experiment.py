@@ -4,7 +4,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,21 +22,21 @@ from reluctant.checkpoints import (
     save_checkpoint,
     weights_digest,
 )
-from reluctant.costs.counting import count
-from reluctant.costs.model import CostModel
-from reluctant.costs.money import Tariff
-from reluctant.costs.networks import parse_network
+from reluctant.circa import Circa, Truncations, largest_truncations
 from reluctant.costs.pricing import price_list
 from reluctant.data import load_task, task_shape
+from reluctant.engines import ENGINES
 from reluctant.engines.base import EngineRun
-from reluctant.engines.parties import Place, query, serve
-from reluctant.engines.spu import FRACTION_BITS
-from reluctant.errors import UnsupportedOperation, UsageError
+from reluctant.engines.on_spu import SpuEngine
+from reluctant.engines.parties import Place, assist, query, serve
+from reluctant.engines.settings import Role
+from reluctant.errors import UsageError
 from reluctant.files import UNFINISHED, write_json
 from reluctant.linearization import linearize
 from reluctant.loop import is_late, read_state, write_state
 from reluctant.masked import attach
 from reluctant.models import ModelSpec
+from reluctant.program.certificate import Certificate, certify
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
 from reluctant.progress import Progress, limit_of, silent
@@ -45,7 +44,7 @@ from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
 from reluctant.recording import about, evaluation_record, known_accuracy, public_recipe, run_record
 from reluctant.records import Record, load_records
-from reluctant.secure import SecureRun, as_masked, secure_run, twin_outputs
+from reluctant.secure import SecureRun, as_masked, make_engine, secure_run, twin_outputs
 from reluctant.sites import find_sites
 from reluctant.task import Task
 from reluctant.training import Evaluation, evaluate, finetune, fit, make_fabric
@@ -90,55 +89,8 @@ def open_model(name: str, task: str | None = None, machine: Machine | None = Non
     machine = machine or Machine()
     spec = ModelSpec.parse(name)
     classes, shape = task_shape(task or "digits", data=machine.data)
-    return Checkpoint(spec.build(classes, shape[0]).eval(), None, Origin(str(spec), task or "digits", classes, shape))
-
-
-def count_cost(
-    checkpoint: Checkpoint,
-    engine: str = "cheetah",
-    network: str = "loopback",
-    table: Path | None = None,
-    tariff: Tariff | None = None,
-    without: Collection[str] = (),
-) -> dict[str, Any]:
-    """Return what one inference with one image computes: comparisons, surrogate operations, multiply-adds.
-
-    And what it would cost under ``engine`` over ``network``: the keys of :meth:`Prediction.to_json`, and ``dollars``
-    for 1,000 images. Without them for a network that no secure program computes.
-
-    Args:
-        table: of prices, see :meth:`CostModel.load`.
-        tariff: what machines and traffic cost.
-        without: rewrites of the program to leave out, see :func:`reluctant.program.lower.lower`.
-
-    Raises:
-        UnknownName: no table of prices for that engine.
-        UsageError: no such link or table.
-    """
-    prices, link = CostModel.load(engine, table), parse_network(network)
-    masked = as_masked(checkpoint.model, checkpoint.example)
-    counted = count(checkpoint.dense, masked.sites, checkpoint.example).to_json()
-    mask, operations = masked.mask, masked.surrogate.operations
-    dropped = mask.total - mask.kept
-    counted["relus"] |= {
-        "kept": mask.kept,
-        "sites": len(mask),
-        "sites_kept": mask.sites_kept,
-        "kept_by_site": mask.by_site(),
-    }
-    counted["surrogates"] = {
-        "name": masked.surrogate.name,
-        "squares": dropped * operations.count("square"),
-        "slopes": dropped * operations.count("multiply"),
-        "biases": dropped * operations.count("add"),
-    }
-    try:
-        found = prices.predict(lower(masked, without), network=link)
-    except UnsupportedOperation:
-        return counted
-    tariff = tariff or Tariff()
-    dollars = {"dollars": tariff.dollars(found.bytes, found.seconds), "tariff": tariff.to_json()}
-    return counted | found.to_json() | dollars
+    network = spec.build(classes, shape[0], min(shape[1:])).eval()
+    return Checkpoint(network, None, Origin(str(spec), task or "digits", classes, shape))
 
 
 def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = silent) -> Record:
@@ -154,7 +106,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     torch.manual_seed(recipe.seed)
     spec = ModelSpec.parse(recipe.model)
-    model = spec.build(len(task.classes), task.input_shape[0])
+    model = spec.build(len(task.classes), task.input_shape[0], min(task.input_shape[1:]))
     find_sites(model, task.example)  # a network that cannot be linearized is refused before it is trained
     _begin(out, public_recipe(recipe))
     model = fit(model, task, recipe.training, seed=recipe.seed, fabric=fabric, directory=out, progress=progress)
@@ -168,6 +120,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
         "selection": SELECTION,
         "note": recipe.note,
         "device": describe_device(str(fabric.device)),
+        "input_range": task.train.input_range,
     }
     origin = Origin(str(spec), task.name, len(task.classes), task.input_shape, facts=facts)
     _leave_the_rest_to_the_first(fabric)
@@ -212,6 +165,7 @@ def linearize_checkpoint(
         "selection": SELECTION,
         "note": recipe.note,
         "device": describe_device(str(fabric.device)),
+        "input_range": task.train.input_range,
     }
     origin = Origin(
         given.origin.model,
@@ -230,8 +184,10 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
     """Return the record of the network's accuracy on the test split, read now or, if that was done, then.
 
     Args:
-        twin: evaluate under the fixed point of a secure run, in one process and without cryptography.
+        twin: evaluate under the fixed point of a secure run, in one process and without cryptography; the accuracy in
+            floats stands beside.
     """
+    floats = evaluate_checkpoint(folder, machine) if twin else None
     begun = time.monotonic()
     checkpoint = load_checkpoint(folder)
     task = machine.task(checkpoint.origin.task)
@@ -248,7 +204,7 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
         found = evaluate(lambda _: next(scores), task, "test", batch=TWIN_IMAGES)
     else:
         found = evaluate(masked, task, "test")
-    record = evaluation_record(found, checkpoint.model, checkpoint.origin, time.monotonic() - begun, twin=twin)
+    record = evaluation_record(found, checkpoint.model, checkpoint.origin, time.monotonic() - begun, floats=floats)
     record.save(place)
     if twin:
         (place / "twin.state").unlink(missing_ok=True)
@@ -283,39 +239,88 @@ def run_checkpoint(
     images: int,
     network: str = "loopback",
     batch: int | None = None,
+    transfers: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Record, SecureRun]:
     """Run the first test images through the network at ``folder`` as private inference; return record and run."""
     checkpoint = load_checkpoint(folder)
     task = machine.task(checkpoint.origin.task)
     _check_fits(checkpoint.origin, task, folder)
+    made = make_engine(engine, network, transfers)
     run = secure_run(
-        checkpoint.model, task.images(images), engine=engine, network=network, batch=batch, progress=progress
+        checkpoint.model,
+        task.images(images),
+        engine=made,
+        network=network,
+        batch=batch,
+        input_range=task.train.input_range,
+        progress=progress,
     )
     record = run_record(run, checkpoint.model, checkpoint.origin)
     record.save(folder if folder.is_dir() else folder.parent)
     return record, run
 
 
-def serve_checkpoint(folder: Path, place: Place, *, progress: Progress = silent) -> EngineRun:
-    """Be the server of one private inference with a client on another machine; return what it cost."""
+def truncate_checkpoint(
+    folder: Path, machine: Machine, circa: Circa, *, points: float = 0.5, progress: Progress = silent
+) -> Truncations:
+    """Return what Circa's faulty signs would cost the network at ``folder``; a simulation, so no record is kept."""
     checkpoint = load_checkpoint(folder)
-    program = lower(as_masked(checkpoint.model, checkpoint.example))
-    return serve(program, place, fraction_bits=FRACTION_BITS, progress=progress)
+    task = machine.task(checkpoint.origin.task)
+    _check_fits(checkpoint.origin, task, folder)
+    masked = as_masked(checkpoint.model, task.example)
+    return largest_truncations(masked, task, circa, points=points, progress=progress)
 
 
-def query_images(
-    task: str,
-    machine: Machine,
+def be_party(
+    role: Role,
     place: Place,
+    machine: Machine,
     *,
-    images: int,
+    engine: str,
+    checkpoint: Path | None = None,
+    task: str | None = None,
+    images: int = 1,
     batch: int | None = None,
     progress: Progress = silent,
-) -> EngineRun:
-    """Be the client of one private inference with a server on another machine; return answers and cost."""
-    array = machine.task(task).images(images).numpy()
-    return query(array, place, batch=batch, fraction_bits=FRACTION_BITS, progress=progress)
+) -> tuple[EngineRun, Certificate | None]:
+    """Be one party of a private inference whose others are on other machines; return its cost, at the client answers.
+
+    And, at the server, the certificate of the fixed point, for the range of values that images of the network's task
+    have: the client refuses to send any other. ``None`` for checkpoints that do not know the range; then nothing is
+    refused.
+
+    Args:
+        checkpoint: what the server gives.
+        task: the one whose first test images the client sends.
+
+    Raises:
+        UsageError: this party gives something else, or the engine has no parties of its own.
+    """
+    found = ENGINES[engine]()
+    if not isinstance(found, SpuEngine):
+        alone = ", ".join(name for name in ENGINES if issubclass(ENGINES[name], SpuEngine))
+        raise UsageError(f"engine {engine} has no parties that run on their own; --party is for {alone}")
+    given = (checkpoint is not None, task is not None)
+    if role == "server" and given == (True, False) and checkpoint is not None:
+        program, certificate = _checked_program(load_checkpoint(checkpoint), found.fraction_bits)
+        return serve(program, place, found.settings(), progress), certificate
+    if role == "client" and given == (False, True) and task is not None:
+        sent = machine.task(task).images(images).numpy()
+        return query(sent, place, found.settings(), progress, batch=batch), None
+    if role == "helper" and given == (False, False):
+        return assist(place, found.settings(), progress), None
+    gives = {"server": "a checkpoint to serve alone", "client": "no checkpoint but a --task", "helper": "neither"}
+    raise UsageError(f"the {role} gives {gives[role]}")
+
+
+def _checked_program(checkpoint: Checkpoint, fraction_bits: int) -> tuple[Program, Certificate | None]:
+    """Return what a server computes, and the certificate for the range of its inputs, if the checkpoint knows it."""
+    program = lower(as_masked(checkpoint.model, checkpoint.example))
+    if "input_range" not in checkpoint.origin.facts:
+        return program, None
+    low, high = checkpoint.origin.facts["input_range"]
+    return replace(program, input_range=(low, high)), certify(program, (low, high), fraction_bits=fraction_bits)
 
 
 def _leave_the_rest_to_the_first(fabric: "Fabric") -> None:

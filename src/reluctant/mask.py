@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from reluctant.errors import ShapeError
+from reluctant.knapsack import buy, worth
 from reluctant.prices import Prices
 from reluctant.registry import unknown
 from reluctant.sites import Sites
@@ -140,12 +141,12 @@ class Mask(Mapping[str, Bool[Tensor, "..."]]):
         """Return the mask of the highest scores whose cost under ``prices`` is at most ``limit``.
 
         With one price for all ReLUs and none for a site this is the exact top k: as many as the limit buys. Else it is
-        a knapsack, solved by score for its price: sites that do not earn their fixed price are emptied whole, then the
-        rest is bought greedily until no further ReLU fits. Equal scores are taken in the order of sites and elements,
-        whatever the seed or the device.
+        a knapsack (:mod:`reluctant.knapsack`): sites that do not earn what keeping them alive costs are emptied whole,
+        then the rest is bought greedily until no further ReLU fits. Equal scores are taken in the order of sites and
+        elements, whatever the seed or the device.
 
         Args:
-            scores: higher = rather kept; one tensor a site. Only differences count.
+            scores: higher = rather kept; one tensor a site. Only their order counts.
             limit: in the unit of ``prices``.
             shapes: of the sites, where scores are of groups (:func:`grouped`): each score is then of a ReLU, on
                 average, of a group that is kept or dropped whole.
@@ -160,21 +161,18 @@ class Mask(Mapping[str, Bool[Tensor, "..."]]):
             raise ShapeError(f"the scores of site {bad} hold NaN or infinity; lower the learning rate of the search")
         relus = np.array([_group_size(scores[name], shapes[name]) for name in names], dtype=np.float64)
         price = relus * np.array([prices.by_site[name].relu for name in names], dtype=np.float64)
-        alive = np.array([prices.by_site[name].alive for name in names], dtype=np.float64)
-        room = limit - prices.floor
-        if alive.any() or len(set(price)) > 1:
-            value = value - value.min() + max(1e-9, 1e-3 * float(np.ptp(value)))  # the least is worth a little, too
-            value = value * relus[site]
-            opened = _worth_opening(value, site, price, alive, room)
-            chosen = _fill(value / price[site], site, price, opened, room - alive[opened].sum())
-            for more in np.argsort(-np.bincount(site, value, len(price)), kind="stable"):
-                left = room - alive[opened].sum() - price[site[chosen]].sum() - alive[more]
-                if not opened[more] and left >= price[more]:
-                    opened[more] = True
-                    chosen |= _fill(value / price[site], site, price, np.arange(len(price)) == more, left)
-        else:
+        if prices.uniform and len(set(price)) == 1:
             chosen = np.zeros(len(value), dtype=bool)
-            chosen[np.argsort(-value, kind="stable")[: max(0, int(room / price[0] + 1e-9))]] = True
+            bought = max(0, int((limit - prices.floor) / price[0] + 1e-9))
+            chosen[np.argsort(-value, kind="stable")[:bought]] = True
+        else:
+            chosen = buy(
+                worth(value) * relus[site],
+                site,
+                price,
+                lambda alive: prices.fixed(names[number] for number in alive),
+                limit,
+            )
         parts = np.split(chosen, np.cumsum([len(part) for part in flat])[:-1])
         return cls(
             {
@@ -218,43 +216,3 @@ def grouped(score: Float[Tensor, "..."], granularity: str) -> Float[Tensor, "...
 
 def _group_size(score: Tensor, shape: tuple[int, ...]) -> int:
     return math.prod(shape) // score.numel()
-
-
-Values = np.ndarray[tuple[int], np.dtype[np.float64]]
-Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
-Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
-
-
-def _worth_opening(value: Values, site: Indices, relu: Values, alive: Values, room: float) -> Flags:
-    """Return which sites to keep alive: those that earn more than they cost at the lowest feasible exchange rate.
-
-    Lagrangian relaxation of the knapsack: at a rate r a ReLU is bought if its score exceeds r times its price, and a
-    site if the surplus of its ReLUs exceeds r times its fixed price. The rate is bisected to the budget.
-    """
-
-    def at(rate: float) -> tuple[Flags, float]:
-        surplus = np.maximum(value - rate * relu[site], 0)
-        opened = np.bincount(site, surplus, len(relu)) > rate * alive
-        bought = (surplus > 0) & opened[site]
-        return opened, float((relu[site] * bought).sum() + alive[opened].sum())
-
-    low, high = 0.0, float(value.max() / relu.min()) + 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle)[1] > room else (low, middle)
-    return at(high)[0]
-
-
-def _fill(density: Values, site: Indices, relu: Values, opened: Flags, room: float) -> Flags:
-    """Return the elements of opened sites bought by density; cheaper ones may follow one that is too dear."""
-    chosen = np.zeros(len(density), dtype=bool)
-    order = np.argsort(-density, kind="stable")
-    order = order[opened[site[order]]]
-    while len(order) and room > 0:
-        spent = np.cumsum(relu[site[order]])
-        count = int(np.searchsorted(spent, room + 1e-9, side="right"))
-        chosen[order[:count]] = True
-        room -= float(spent[count - 1]) if count else 0.0
-        order = order[count:]
-        order = order[relu[site[order]] <= room + 1e-9]
-    return chosen

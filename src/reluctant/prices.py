@@ -1,7 +1,7 @@
 """What keeping a ReLU costs, site by site."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from reluctant.sites import Sites
 
@@ -27,19 +27,35 @@ class Prices:
         by_site: prices a site.
         unit: what they are counted in (``relus``, ``bytes``, ``seconds``).
         floor: what the network costs with no ReLU left.
+        beside: what all but the ReLUs costs while these sites are alive, if that is not always the floor: linear
+            operations with nothing alive between them are computed together.
     """
 
     by_site: Mapping[str, SitePrice]
     unit: str = "relus"
     floor: float = 0.0
+    beside: Callable[[frozenset[str]], float] | None = field(default=None, compare=False)
 
     @classmethod
     def count(cls, sites: Sites) -> "Prices":
         """Return the list in which every ReLU costs 1 and nothing else costs anything."""
         return cls({name: SitePrice() for name in sites})
 
+    @property
+    def uniform(self) -> bool:
+        """Whether every ReLU costs the same, and no site anything, so that only their number counts."""
+        first = next(iter(self.by_site.values()))
+        return self.beside is None and all(price == SitePrice(first.relu) for price in self.by_site.values())
+
+    def fixed(self, alive: Iterable[str]) -> float:
+        """Return what is paid before the first ReLU, with these sites alive."""
+        names = frozenset(alive)
+        return (self.beside(names) if self.beside else self.floor) + sum(
+            self.by_site[name].alive for name in sorted(names)
+        )
+
     def cost(self, kept: Mapping[str, int]) -> float:
-        """Return the cost of keeping that many ReLUs at each site, the floor included."""
-        return self.floor + sum(
-            self.by_site[name].relu * count + self.by_site[name].alive * (count > 0) for name, count in kept.items()
+        """Return the cost of the network that keeps that many ReLUs at each site."""
+        return self.fixed(name for name, count in kept.items() if count) + sum(
+            self.by_site[name].relu * count for name, count in kept.items()
         )

@@ -14,10 +14,11 @@ from reluctant.costs.networks import NETWORKS, parse_network
 from reluctant.engines.base import Engine, EngineRun
 from reluctant.errors import UsageError
 from reluctant.masked import MaskedModel
+from reluctant.program.certificate import Certificate
 from reluctant.program.lower import lower
 from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
-from reluctant.records import Accuracy, NetworkCost, Predicted, Record, Secure, describe_kept
+from reluctant.records import Accuracy, FixedPoint, NetworkCost, Predicted, Record, Secure, describe_kept
 from reluctant.secure import SecureRun, as_masked
 from reluctant.training import Evaluation
 
@@ -57,13 +58,19 @@ def _origin_of(model: nn.Module, task: str, input_shape: tuple[int, ...]) -> Ori
 
 
 def evaluation_record(
-    found: Evaluation, model: nn.Module, origin: Origin, seconds: float, *, twin: bool = False
+    found: Evaluation, model: nn.Module, origin: Origin, seconds: float, *, floats: Record | None = None
 ) -> Record:
-    """Return the record of an evaluation of ``model``."""
+    """Return the record of an evaluation of ``model``.
+
+    Args:
+        floats: the record of its evaluation in floats, if ``found`` is of the fixed-point twin; both stand in the new
+            one.
+    """
     accuracy = known_accuracy(origin)
     if found.split == "val":
         accuracy |= {"val": found.accuracy, "n_val": found.n}
-    elif twin:
+    elif floats is not None:
+        accuracy |= {"test": floats.accuracy["test"], "n_test": floats.accuracy["n_test"]}
         accuracy |= {"twin": found.accuracy, "n_twin": found.n}
     else:
         accuracy |= {"test": found.accuracy, "n_test": found.n}
@@ -95,6 +102,8 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         "link": _link(run),
         part: network_cost(run),  # type: ignore[misc]
     }
+    if run.run.transfers:
+        secure["transfers"] = run.run.transfers
     return Record(
         kind="run",
         accuracy=known_accuracy(origin),
@@ -106,7 +115,7 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
 
 
 def _public(model: nn.Module, engine: Engine) -> list[str]:
-    """Return what a run tells both parties."""
+    """Return what a run tells all parties."""
     told = list(engine.security.public)
     slopes = engine.has_twin and isinstance(model, MaskedModel) and "reciprocal" in model.surrogate.terms
     return [*told, "whole numbers whose reciprocals are slopes, a channel"] if slopes else told
@@ -131,8 +140,21 @@ def network_cost(run: SecureRun) -> NetworkCost:
         "max_abs_error_float": run.max_abs_error_float,
     }
     known = {key: value for key, value in compared.items() if value is not None}
-    cost: NetworkCost = {**engine_costs(run.run), **known}  # type: ignore[typeddict-item]
+    fixed = {} if run.certificate is None else {"fixed_point": fixed_point(run.certificate)}
+    cost: NetworkCost = {**engine_costs(run.run), **known, **fixed}  # type: ignore[typeddict-item]
     return cost
+
+
+def fixed_point(certificate: Certificate) -> FixedPoint:
+    """Return what a record says of a network's fixed point."""
+    return {
+        "certified": certificate.certified,
+        "margin_bits": round(certificate.margin, 2),
+        "operation": certificate.worst.output,
+        "input_range": list(certificate.input_range),
+        "images": certificate.images,
+        "statement": f"fixed point: {certificate}",
+    }
 
 
 def engine_costs(run: EngineRun) -> dict[str, Any]:
@@ -175,20 +197,20 @@ def predicted_cost(masked: MaskedModel) -> Predicted | None:
         model, program = CostModel.load("cheetah"), lower(masked)
     except UsageError:
         return None
-    by_link = {name: model.predict(program, network=link) for name, link in NETWORKS.items()}
+    by_link = {name: model.predict(program, network=link).to_json() for name, link in NETWORKS.items()}
     found = by_link["loopback"]
     return {
-        "engine": found.engine,
-        "bytes": found.bytes,
-        "messages": found.messages,
-        "comparison_bytes": found.comparison_bytes,
-        "surrogate_bytes": found.surrogate_bytes,
-        "linear_bytes": found.linear_bytes,
-        "pooling_bytes": found.pooling_bytes,
-        "seconds": {name: prediction.seconds for name, prediction in by_link.items()},
-        "setup_bytes": found.setup.bytes,
-        "setup_seconds": {name: prediction.setup.seconds for name, prediction in by_link.items()},
-        "memory": found.memory,
+        "engine": found["engine"],
+        "bytes": found["bytes"],
+        "messages": found["messages"],
+        "comparison_bytes": found["comparison_bytes"],
+        "surrogate_bytes": found["surrogate_bytes"],
+        "linear_bytes": found["linear_bytes"],
+        "pooling_bytes": found["pooling_bytes"],
+        "seconds": {name: prediction["seconds"] for name, prediction in by_link.items()},
+        "setup_bytes": found["setup"]["bytes"],
+        "setup_seconds": {name: prediction["setup"]["seconds"] for name, prediction in by_link.items()},
+        "memory": found["memory"],
     }
 
 

@@ -82,6 +82,21 @@ class SiteCost(TypedDict):
     seconds: float
 
 
+class FixedPoint(TypedDict):
+    """Whether a network's numbers fit the fixed point of a run, for inputs from ``input_range[0]`` to ``[1]``.
+
+    ``certified`` is a proof for every such image, else ``margin_bits`` was measured over ``images``; ``operation`` is
+    the one with the least margin, and ``statement`` says it in a line.
+    """
+
+    certified: bool
+    margin_bits: float
+    operation: str
+    input_range: list[float]
+    images: int
+    statement: str
+
+
 class NetworkCost(TypedDict):
     """What private inference cost with one network: all images, both directions together, set-up apart.
 
@@ -102,6 +117,7 @@ class NetworkCost(TypedDict):
     setup_bytes: int
     setup_seconds: float
     memory: NotRequired[int]
+    fixed_point: NotRequired[FixedPoint]
     by_site: list[SiteCost]
 
 
@@ -128,8 +144,8 @@ class Predicted(TypedDict):
 class Secure(TypedDict):
     """A run of an engine: what it promises, how it was set, and what each network cost.
 
-    ``private`` is false for an engine that only simulates. ``public`` lists what both parties learn, ``link`` says how
-    the bytes travelled.
+    ``private`` is false for an engine that only simulates. ``public`` lists what all parties learn, ``link`` says how
+    the bytes travelled, ``transfers`` how oblivious transfers were made, where the protocol has any.
     """
 
     engine: str
@@ -145,6 +161,7 @@ class Secure(TypedDict):
     fraction_bits: int
     public: NotRequired[list[str]]
     link: NotRequired[str]
+    transfers: NotRequired[str]
     dense: NotRequired[NetworkCost | None]
     linearized: NotRequired[NetworkCost | None]
 

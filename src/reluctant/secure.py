@@ -1,6 +1,6 @@
 """The other verb: run a network as private inference, and compare the answer with what it should be."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reluctant.costs import PROTOCOLS
 from reluctant.costs.networks import parse_network
 from reluctant.distillation import logits
 from reluctant.engines import ENGINES
 from reluctant.engines.base import Engine, EngineRun
 from reluctant.errors import ShapeError, UsageError
 from reluctant.masked import MaskedModel, attach
+from reluctant.program.certificate import Certificate, certify
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
 from reluctant.progress import Progress, silent
@@ -31,6 +33,7 @@ class SecureRun:
         twin, floats: class scores ``[N, K]`` of the fixed-point twin and of torch on the same images; no twin for an
             engine that computes on other numbers.
         model: the network that was run, as it was given.
+        certificate: whether its numbers fit the fixed point; ``None`` for an engine without one.
     """
 
     engine: Engine
@@ -40,6 +43,7 @@ class SecureRun:
     floats: Outputs
     input_shape: tuple[int, ...]
     model: nn.Module
+    certificate: Certificate | None
 
     @property
     def answers(self) -> list[int]:
@@ -79,11 +83,15 @@ def secure_run(
     engine: str | Engine = "cheetah",
     network: str = "loopback",
     batch: int | None = None,
+    input_range: tuple[float, float] | None = None,
     progress: Progress = silent,
 ) -> SecureRun:
     """Return the private inference of ``model`` on ``images``, run by ``engine`` and checked.
 
     It is compared with torch, and with the fixed-point twin if the engine computes on the twin's numbers.
+
+    Before anything is started it is shown that the numbers fit the engine's fixed point, if it has one, for every image
+    in ``input_range`` or, where that cannot be proven, for these images.
 
     Args:
         model: any network; a dense one keeps all its ReLUs.
@@ -92,8 +100,10 @@ def secure_run(
         network: the link between the parties: ``loopback``, or imitated on it ``lan``, ``wan``, ``mobile`` or
             ``400mbps/20ms``.
         batch: images that travel together; the engine's own choice if not given.
+        input_range: least and largest value that an image may hold; that of ``images`` if not given.
 
     Raises:
+        UsageError: the images overflow the fixed point, or lie outside of ``input_range``.
         UnsupportedOperation: the network has something that no secure program has; nothing was started.
         EngineError: a party or the link broke.
 
@@ -110,29 +120,46 @@ def secure_run(
     program = lower(masked)
     chosen.check(program)
     array = np.ascontiguousarray(images.numpy(), dtype=np.float32)
+    certificate = None
+    if chosen.has_twin:
+        box = input_range or (float(array.min()), float(array.max()))
+        certificate = certify(program, box, fraction_bits=chosen.fraction_bits, images=array)
+        certificate.check()
+    program = replace(program, input_range=input_range)  # public, so not one that was seen on the images
     run = chosen.run(program, array, batch=batch, progress=progress)
     twin = run.outputs if chosen.name == "twin" else None
     if twin is None and chosen.has_twin:
         twin = twin_outputs(program, array, progress=progress)
     with torch.no_grad(), evaluating(masked):
         floats = logits(masked(images.clone())).numpy()
-    return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model)
+    return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model, certificate)
 
 
-def make_engine(name: str, network: str = "loopback") -> Engine:
+def make_engine(name: str, network: str = "loopback", transfers: str | None = None) -> Engine:
     """Return the engine called ``name`` with its parties joined by ``network``.
+
+    Args:
+        transfers: how it makes oblivious transfers; its default if not given.
 
     Raises:
         UnknownName: no such engine.
-        UsageError: no such network, or an engine that has no parties to join.
+        UsageError: no such network, an engine that has no parties to join or makes no oblivious transfers, or a
+            protocol that can only be priced.
     """
+    if name in PROTOCOLS and name not in ENGINES:
+        raise UsageError(
+            f"{name} cannot be run here, only priced by an analytic profile (reluctant cost --engine {name}); engines "
+            f"that run: {', '.join(ENGINES)}"
+        )
     link = parse_network(network)
     kind = ENGINES[name]
-    if "network" in {field.name for field in fields(kind)}:
-        return kind(network=link)  # type: ignore[no-any-return]
-    if link.emulated:
+    known = {field.name for field in fields(kind)}
+    if link.emulated and "network" not in known:
         raise UsageError(f"engine {name} runs in one process; a network is for engines with several parties")
-    return kind()  # type: ignore[no-any-return]
+    if transfers is not None and "transfers" not in known:
+        raise UsageError(f"engine {name} makes no oblivious transfers; leave out how")
+    settings = {"network": link, "transfers": transfers}
+    return kind(**{key: v for key, v in settings.items() if key in known and v is not None})  # type: ignore[no-any-return]
 
 
 def twin_outputs(program: Program, images: Outputs, *, progress: Progress = silent) -> Outputs:

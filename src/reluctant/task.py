@@ -145,6 +145,13 @@ class Split:
         """Return the same split on ``device``."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    @property
+    def input_range(self) -> tuple[float, float]:
+        """The least and the largest value that any image of bytes has when it is normalised."""
+        edges = torch.tensor([0, 255], dtype=torch.uint8, device=self.images.device)
+        ends = self.normalised(edges[:, None, None, None].expand(2, len(self.mean), 1, 1))
+        return float(ends.min()), float(ends.max())
+
     def steps(self, size: int) -> int:
         """Return the number of training batches of ``size`` in an epoch (the rest is left for another epoch)."""
         return max(1, len(self) // size)

@@ -69,6 +69,25 @@ def parse_quantity(text: str) -> Quantity:
     return quantity
 
 
+_MACS = {"mac": 1.0, "kmac": 1e3, "mmac": 1e6, "gmac": 1e9}
+
+
+def parse_target(text: str) -> Quantity:
+    """Return the quantity that ``text`` names: multiply-adds (``500MMAC``, unit ``macs``), or any of a budget.
+
+    Raises:
+        BudgetError: see there.
+    """
+    match = re.fullmatch(rf"({_NUMBER})\s*([kmg]?mac)s?", text.strip().lower())
+    if match is None:
+        quantity = parse_quantity(text)
+    else:
+        quantity = Quantity(float(match[1].replace(",", "").replace("_", "")) * _MACS[match[2]], "macs")
+    if not quantity.value > 0:
+        raise BudgetError(f"target {text!r} must be above zero, as in 500MMAC")
+    return quantity
+
+
 _RATE = {"bps": 1.0, "kbps": 1e3, "mbps": 1e6, "gbps": 1e9}
 
 
@@ -114,9 +133,28 @@ def as_type_of(default: Any, value: Any, where: str) -> Any:
             return float(value)
         if isinstance(default, str) and isinstance(value, str):
             return value
+        if isinstance(default, tuple):
+            return _whole_numbers(value)
     except (KeyError, ValueError, TypeError, OverflowError):
         pass
-    raise UsageError(f"{where} is {value!r}, expected a {type(default).__name__} such as {default!r}")
+    usual = format_setting(default) if isinstance(default, tuple) else repr(default)
+    kind = "list of whole numbers" if isinstance(default, tuple) else type(default).__name__
+    raise UsageError(f"{where} is {value!r}, expected a {kind} such as {usual}")
+
+
+def _whole_numbers(value: Any) -> tuple[int, ...]:
+    """Return the numbers of a list, or of text: ``2-2-2-2``, ``2,2,2,2``, ``5x5x3``, ``none``."""
+    items = [] if value == "none" else re.split("[-,x]", value) if isinstance(value, str) else list(value)
+    if any(not isinstance(item, str | int) or isinstance(item, bool) for item in items):
+        raise TypeError
+    return tuple(int(item) for item in items)
+
+
+def format_setting(value: object) -> str:
+    """Return a setting as it stands in a model's name: ``true``, ``32``, ``2-2-2-2``, ``none``."""
+    if isinstance(value, tuple):
+        return "-".join(map(str, value)) or "none"
+    return str(value).lower()
 
 
 def check_number(value: Any, where: str, *, whole: bool = False, zero: bool = False, negative: bool = False) -> None:
@@ -137,7 +175,9 @@ def check_number(value: Any, where: str, *, whole: bool = False, zero: bool = Fa
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """Return ``value`` of ``relus``, ``bytes`` or ``seconds`` as a person would write it."""
+    """Return ``value`` of ``relus``, ``macs``, ``bytes`` or ``seconds`` as a person would write it."""
+    if unit == "macs":
+        return f"{value / 1e6:,.1f} M multiply-adds"
     formats = {"bytes": format_bytes, "seconds": format_seconds}
     return formats[unit](value) if unit in formats else f"{value:,.0f} {unit}"
 

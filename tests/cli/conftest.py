@@ -52,8 +52,9 @@ def refused(cli) -> Callable[..., str]:
 
 
 @pytest.fixture
-def teacher(in_folder, trained) -> Path:
+def teacher(in_folder, trained, digits) -> Path:
     """A folder with a dense checkpoint."""
     facts = {"seed": 0, "epochs": 4, "val": 0.9, "n_val": 143, "device": "cpu, 1 threads"}
+    facts["input_range"] = digits.train.input_range
     save_checkpoint(in_folder / "teacher", trained, Origin("resnet8:width=8", "digits", 10, (1, 8, 8), facts=facts))
     return Path("teacher")

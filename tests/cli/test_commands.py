@@ -79,6 +79,30 @@ def test_cost_over_a_slow_link_takes_longer_and_what_is_paid_is_said(cli):
     assert free["tariff"] == {"dollars_per_gb": 1.0, "dollars_per_hour": 0.0}
 
 
+def test_cost_by_an_analytic_profile_has_the_same_keys_and_says_what_it_is(cli):
+    words = ("cost", "resnet8:width=8", "--task", "digits", "--network", "lan")
+    measured, made = (json.loads(cli(*words, "--engine", name, "--json").out) for name in ("cheetah", "delphi"))
+    assert made.keys() == measured.keys()
+    assert made["bytes"] == made["offline"]["bytes"] + made["online"]["bytes"]
+    assert made["seconds"] == pytest.approx(made["offline"]["seconds"] + made["online"]["seconds"])
+    assert (made["provenance"], made["memory"], made["messages"]) == ("analytic profile", None, None)
+    assert [site["kept"] for site in made["by_site"]] == [site["kept"] for site in measured["by_site"]]
+    line = cli(*words, "--engine", "delphi").out
+    assert "an analytic profile, not measured here, from figures of DELPHI's code in the artifact" in line
+    assert " - of memory a party" in line
+
+
+def test_cost_under_all_protocols_is_a_table(cli):
+    words = ("cost", "resnet8:width=8", "--task", "digits", "--engine", "all")
+    made = json.loads(cli(*words, "--json").out)
+    assert list(made) == ["cheetah", "delphi", "circa", "cryptflow2"]
+    assert made["delphi"]["comparison_bytes"] == 2304 * (20_272 + 9)
+    rows = cli(*words).out.splitlines()
+    assert [row.split()[0] for row in rows] == ["protocol", *made]
+    assert "46.7 MB" in rows[2]
+    assert rows[4].count("  -  ") == 2  # CrypTFlow2: bytes and seconds of a whole network are not known
+
+
 def test_budget_in_bytes_is_kept_and_used(cli, teacher):
     words = ("linearize", teacher, "--method", "random", "--budget", "4.95MB@cheetah", *QUICK, "--out", "s", "--json")
     made = json.loads(cli(*words).out)
@@ -135,6 +159,42 @@ def test_the_accuracy_in_the_record_is_the_networks(cli, teacher, digits):
     made = json.loads(cli("evaluate", teacher, "--json").out)
     assert made["accuracy"]["test"] == evaluate(load_checkpoint(teacher).model, digits).accuracy
     assert made["accuracy"]["n_test"] == 359
+
+
+def test_accuracy_in_fixed_point_stands_beside_the_one_in_floats(cli, teacher):
+    ended = cli("evaluate", teacher, "--twin")
+    floats, both = sorted(load_records([teacher]), key=lambda record: "twin" in record.accuracy)
+    assert both.accuracy["n_twin"] == both.accuracy["n_test"] == 359
+    assert both.accuracy["test"] == floats.accuracy["test"]
+    assert abs(both.accuracy["twin"] - both.accuracy["test"]) < 0.01
+    assert f"{100 * both.accuracy['twin']:.2f} % of 359 test images in fixed point" in ended.out
+    assert f"{100 * both.accuracy['test']:.2f} % in floats" in ended.out
+    assert cli("evaluate", teacher, "--twin").out == ended.out
+    assert len(load_records([teacher])) == 2
+
+
+def test_run_and_its_record_say_whether_the_fixed_point_was_proven(cli, teacher):
+    ended = cli("run", teacher, "--engine", "twin", "--images", "2")
+    (record,) = [record for record in load_records([teacher]) if record.kind == "run"]
+    found = record.secure["dense"]["fixed_point"]
+    assert found["certified"]
+    assert found["statement"] in ended.out
+    assert (
+        found["statement"]
+        == f"fixed point: certified for inputs in [-0.81, 1.85], {found['margin_bits']:.1f} bits of margin"
+    )
+
+
+def test_circa_says_that_it_simulates(cli, teacher):
+    assert "mode is 'maybe'" in cli("circa", teacher, "--mode", "maybe").err
+    ended = cli("circa", teacher, "--json")
+    found = json.loads(ended.out)
+    assert found["simulation"]
+    assert found["accuracy"] > found["exact"] - 0.005
+    assert sum(row["kept"] for row in found["sites"]) == 2304
+    assert found["gates_before"] == 2304 * 253
+    assert found["gates"] == sum(row["kept"] * (64 - row["truncation"]) for row in found["sites"])
+    assert not list(Path(teacher).glob("*.record.json"))
 
 
 def test_recipes_and_settings(cli, teacher):
@@ -195,6 +255,16 @@ def test_a_users_own_model_all_the_way(cli):
         site["name"]: site["kept"] for site in record["mask"]["sites"]
     }
     assert Path("mine.py").read_text() == MINE
+
+
+def test_a_simulation_says_so_beside_its_numbers(cli, refused, teacher):
+    ended = cli("run", teacher, "--engine", "twin", "--images", "2")
+    assert "(twin, NOT PRIVATE, loopback)" in ended.out
+    made = json.loads(cli("run", teacher, "--engine", "twin", "--json").out)
+    assert (made["engine"], made["adversary"], made["private"]) == ("twin", "none", False)
+    line = refused("run", teacher, "--engine", "aby3", "--transfers", "auto")
+    assert "engine aby3 makes no oblivious transfers" in line
+    assert "unknown transfers 'iknp'" in refused("run", teacher, "--transfers", "iknp")
 
 
 def test_two_processes_train_together_and_write_once(in_folder):

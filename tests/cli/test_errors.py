@@ -20,6 +20,9 @@ def test_unknown_names_come_with_the_nearest(refused, teacher):
         "linearize", teacher, "--method", "snk", "--budget", "10%", "--out", "x"
     )
     assert "unknown engine 'cheeta'; did you mean 'cheetah'" in refused("run", teacher, "--engine", "cheeta")
+    assert "delphi cannot be run here, only priced by an analytic profile" in refused(
+        "run", teacher, "--engine", "delphi"
+    )
     assert "unknown task 'digit'; did you mean 'digits'" in refused("train", "resnet8", "--task", "digit", "--out", "x")
     assert "unknown model 'resnet19'; did you mean 'resnet1" in refused("sites", "resnet19")
     assert "unknown option of resnet18 'stemrelu'; did you mean 'stem_relu'" in refused("sites", "resnet18:stemrelu=no")
@@ -44,12 +47,15 @@ def test_unknown_names_come_with_the_nearest(refused, teacher):
         ("10 parsecs", "unknown unit 'parsecs'"),
         ("many", "is not a number with a unit"),
         ("40MB@cheetah", "reaches all 2,304 ReLUs of this model (7 sites), which cost 5.07 MB; nothing to linearize"),
-        ("1MB@cheetah", "is under the 4.83 MB that this network costs without any ReLU; give more"),
+        ("1MB@cheetah", "is under the 4.83 MB that this network costs with a single ReLU; give more"),
         ("1ms@cheetah/wan", "take a smaller network or a faster link"),
         ("4.9MB", "is in bytes, which depend on an engine alone: write 4.9MB@cheetah"),
         ("2s@cheetah", "is in seconds, which depend on an engine and a link: write 2s@cheetah/wan"),
         ("2s@cheetah/moon", "unknown network 'moon'"),
-        ("2s@delphi/wan", "unknown cost table 'delphi'"),
+        ("2s@delfi/wan", "unknown protocol 'delfi'; did you mean 'delphi'"),
+        ("2s@delphi/wan", "that this network costs without any ReLU; give more"),
+        ("2s@delphi:offline/wan", "counts the phase 'offline': write delphi:online, or delphi for the preparation"),
+        ("30MB@cryptflow2", "no budget in bytes can be kept under cryptflow2: not known are layers and truncations"),
     ],
 )
 def test_budgets_without_sense(refused, teacher, budget, reason):

@@ -4,8 +4,11 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+
+from reluctant.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.secure
 
@@ -16,7 +19,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_server_and_client_each_with_what_is_theirs(cli, teacher):
+def run_both(cli, teacher):
+    """Run server and client, and return how each ended: exit code, output, error."""
     here, there = (f"127.0.0.1:{free_port()}" for _ in range(2))
     words = ["run", str(teacher), "--party", "server", "--listen", there, "--peer", here, "--json"]
     server = subprocess.Popen(
@@ -29,10 +33,28 @@ def test_server_and_client_each_with_what_is_theirs(cli, teacher):
         out, err = server.communicate(timeout=60)
     finally:
         server.kill()
-    assert (ended.code, server.returncode) == (0, 0), ended.err + err
-    client_side, server_side = json.loads(ended.out), json.loads(out)
+    return (server.returncode, out, err), (ended.code, ended.out, ended.err)
+
+
+def test_server_and_client_each_with_what_is_theirs(cli, teacher, digits):
+    server, client = run_both(cli, teacher)
+    assert (client[0], server[0]) == (0, 0), client[2] + server[2]
+    client_side, server_side = json.loads(client[1]), json.loads(server[1])
     assert client_side["comparisons"] == server_side["comparisons"] == 2 * 2304
     assert client_side["bytes"] == server_side["bytes"]
+    assert server_side["fixed_point"]["certified"]
+    assert server_side["fixed_point"]["input_range"] == list(digits.train.input_range)
+
+
+def test_client_refuses_images_that_the_servers_certificate_is_not_for(cli, teacher):
+    """The alarm: its own images are looked at before a share of them is sent."""
+    given = load_checkpoint(teacher)
+    facts = {**given.origin.facts, "input_range": [-0.5, 0.5]}
+    save_checkpoint(teacher, given.dense, replace(given.origin, facts=facts))
+    server, client = run_both(cli, teacher)
+    assert (client[0], server[0]) == (2, 2)
+    assert client[2].startswith("error: an image holds values outside of [-0.5, 0.5], for which")
+    assert "the client refused: an image holds values outside of" in server[2]
 
 
 def test_a_port_in_use(refused, teacher):
@@ -52,9 +74,13 @@ def test_a_party_that_never_connects(refused, teacher):
 
 
 def test_parties_that_make_no_sense(refused, teacher):
+    where = ("--listen", "a:1", "--peer", "b:2")
     assert "unknown party 'dealer'" in refused("run", teacher, "--party", "dealer")
     assert "host:port" in refused("run", teacher, "--party", "server", "--listen", "here", "--peer", "there")
-    assert "the server needs a checkpoint" in refused("run", "--party", "server", "--listen", "a:1", "--peer", "b:2")
-    assert "the client gives no checkpoint" in refused("run", "--party", "client", "--listen", "a:1", "--peer", "b:2")
-    assert "--party is for cheetah" in refused("run", teacher, "--engine", "twin", "--party", "server")
+    assert "the server gives a checkpoint to serve" in refused("run", "--party", "server", *where)
+    assert "the client gives no checkpoint" in refused("run", "--party", "client", *where)
+    assert "the helper gives neither" in refused("run", teacher, "--party", "helper", "--engine", "aby3", *where)
+    assert "--party is for" in refused("run", teacher, "--engine", "twin", "--party", "server", *where)
+    assert "CHEETAH has no helper" in refused("run", "--party", "helper", *where)
+    assert "1 peers for this server" in refused("run", teacher, "--party", "server", "--engine", "aby3", *where)
     assert "name the checkpoint" in refused("run")

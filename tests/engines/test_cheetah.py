@@ -10,15 +10,15 @@ import pytest
 import torch
 from small import masked_small
 
-from reluctant.engines import ENGINES
+from reluctant.costs.model import CostModel
 from reluctant.engines.cheetah import Cheetah
 from reluctant.engines.meeting import free_ports
 from reluctant.engines.parties import Place, query, serve
+from reluctant.engines.settings import Settings
 from reluctant.engines.twin import Twin
-from reluctant.errors import ShapeError, UsageError
+from reluctant.errors import UsageError
 from reluctant.models.resnet import resnet8
 from reluctant.program.lower import lower
-from reluctant.program.ops import Program
 from reluctant.surrogates import Affine, Identity, Reciprocal
 
 
@@ -127,42 +127,41 @@ def test_reciprocal_slopes_cost_nothing(small_images):
 
 
 @pytest.mark.secure
+def test_transfers_are_chosen_by_predicted_seconds(runs, small_images):
+    """One small batch does not pay for Ferret's set-up; a comparison then costs nine times the bytes, as predicted."""
+    program, ferret, twin = runs["dense"]
+    run = Cheetah(transfers="auto").run(program, small_images, batch=2)
+    assert (ferret.transfers, run.transfers) == ("ferret", "softspoken")
+    assert np.abs(run.outputs - twin.outputs).max() < 1e-3
+    assert run.comparisons == ferret.comparisons
+    assert run.setup_bytes < ferret.setup_bytes
+    predicted = CostModel.load("cheetah").with_softspoken().predict(program, 4, 2)
+    assert run.bytes == pytest.approx(predicted.bytes, rel=0.02)
+    compared = sum(site.comparison_bytes for site in run.by_site)
+    assert compared == pytest.approx(sum(site.comparison_bytes for site in predicted.by_site), rel=0.05)
+
+
+def test_transfers_of_another_kind_are_refused():
+    with pytest.raises(UsageError, match="unknown transfers 'iknp' for cheetah; expected ferret or softspoken or auto"):
+        Cheetah(transfers="iknp")
+
+
+@pytest.mark.secure
 def test_two_machines(runs, small_images):
     """Each party started on its own; both count the same, only the client learns the answers."""
     program, _, twin = runs["reduced"]
     server, client = (f"127.0.0.1:{port}" for port in free_ports(2))
     served = []
     thread = threading.Thread(
-        target=lambda: served.append(serve(program, Place(listen=server, peer=client), fraction_bits=18))
+        target=lambda: served.append(serve(program, Place(listen=server, peer=client), Settings(18)))
     )
     thread.start()
-    run = query(small_images, Place(listen=client, peer=server), batch=None, fraction_bits=18)
+    run = query(small_images, Place(listen=client, peer=server), Settings(18))
     thread.join(20)
     assert np.abs(run.outputs - twin.outputs).max() < 1e-3
     assert served[0].outputs.shape == (0, 5)
     for name in ("images", "batch", "comparisons", "bytes", "messages", "setup_bytes"):
         assert getattr(served[0], name) == getattr(run, name)
-
-
-def test_nothing_starts_for_what_cannot_run(small_program, small_images, monkeypatch):
-    def start(*_, **__):
-        raise AssertionError("a process was started")
-
-    monkeypatch.setattr("subprocess.Popen", start)
-    with pytest.raises(ShapeError, match=r"images have the shape \(4, 3, 8\)"):
-        Cheetah().run(small_program, small_images[..., 0])
-    with pytest.raises(UsageError, match="no arrays"):
-        Cheetah().run(Program.from_public(small_program.public()), small_images)
-    with pytest.raises(UsageError, match="batch is -1"):
-        Cheetah().run(small_program, small_images, batch=-1)
-
-
-@pytest.mark.parametrize("name", ENGINES.names())
-def test_every_engine_says_what_it_promises(name):
-    engine = ENGINES[name]()
-    assert engine.name == name
-    assert engine.security.private == (engine.security.parties > 1)
-    assert engine.security.statement.startswith("Private" if engine.security.private else "Not private")
 
 
 def test_the_parties_need_no_torch():

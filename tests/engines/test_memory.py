@@ -9,7 +9,7 @@ from reluctant.errors import EngineError
 
 def test_what_does_not_fit_is_refused(small_program, small_images, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1_000_000_000)
-    monkeypatch.setattr("reluctant.engines.cheetah.run_locally", lambda *a, **k: pytest.fail("it was started"))
+    monkeypatch.setattr("reluctant.engines.on_spu.run_locally", lambda *a, **k: pytest.fail("it was started"))
     with pytest.raises(EngineError, match=r"cheetah needs .* MB of memory a party .* 1 GB are left for 2 of them"):
         Cheetah().run(small_program, small_images)
 

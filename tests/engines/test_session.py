@@ -2,11 +2,15 @@
 
 import base64
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from reluctant.engines.session import Session, Settings, Talk, _read_share, suitable_batch
-from reluctant.errors import EngineError
+from reluctant.engines.session import Session, Talk, _read_share, _read_traffic, suitable_batch
+from reluctant.engines.settings import CLIENT, SERVER, Settings
+from reluctant.engines.spu import Traffic
+from reluctant.errors import EngineError, UsageError
 
 
 class FakeLink:
@@ -23,7 +27,7 @@ class FakeLink:
 
 
 def talk(*messages):
-    return Talk(FakeLink(*messages), 1)
+    return Talk(FakeLink(*messages), CLIENT)
 
 
 @pytest.mark.parametrize(
@@ -32,18 +36,18 @@ def talk(*messages):
 )
 def test_what_is_not_as_agreed_is_refused(message):
     with pytest.raises(EngineError, match="the server sent no 'images' of type int"):
-        talk(message).receive(images=int)
+        talk(message).receive(SERVER, images=int)
 
 
 def test_refusal_of_the_other_party_is_passed_on():
     with pytest.raises(EngineError, match="the server refused: no such thing"):
-        talk(json.dumps({"refusal": "no such thing"}).encode()).receive(images=int)
+        talk(json.dumps({"refusal": "no such thing"}).encode()).receive(SERVER, images=int)
 
 
 def test_what_is_said_is_counted():
     one = talk(b'{"images": 4}')
     one.send({"a": 1})
-    assert one.receive(images=int) == {"images": 4}
+    assert one.receive(SERVER, images=int) == {"images": 4}
     said = one.take()
     assert (said.sent, said.received, said.messages) == (len('{"a": 1}'), len('{"images": 4}'), 2)
     assert one.take().bytes == 0
@@ -54,7 +58,7 @@ def make_session(rank, *messages):
     return Session(rank, link, None, Settings(18), lambda *_: None), link
 
 
-SETTINGS = {"fraction_bits": 18, "protocol": "CHEETAH", "version": 1}
+SETTINGS = {"fraction_bits": 18, "protocol": "CHEETAH", "transfers": "ferret", "version": 2}
 
 
 def test_parties_with_other_settings_do_not_start(small_program):
@@ -110,8 +114,50 @@ def encoded(*parts):
 def test_share_of_another_form_is_refused(meta, chunks, words):
     pytest.importorskip("spu")
     with pytest.raises(EngineError, match=words):
-        _read_share({"meta": meta, "chunks": chunks}, FakeShare(b"meta", b"1234"))
+        _read_share({"meta": meta, "chunks": chunks}, FakeShare(b"meta", b"1234"), "server")
 
 
 def test_batch_suits_the_memory(small_program):
     assert suitable_batch(small_program) == 16
+
+
+def test_client_sends_no_image_outside_of_the_range_that_was_checked(small_program, small_images):
+    """It is refused before anything of it is shared, and the server is told no value of it."""
+    program = replace(small_program, input_range=(-10.0, 2.25))
+    session, link = make_session(1, {"settings": SETTINGS}, {"program": program.public()})
+    images = np.clip(small_images, -2, 2)
+    images[1, 2, 3, 4] = 2.625
+    with pytest.raises(UsageError, match=r"values outside of \[-10, 2\.25\], for which .* was checked; normalise"):
+        session.query(images, None)
+    assert [sorted(json.loads(text)) for text in link.sent] == [["settings"], ["refusal"]]
+    assert "2.6" not in "".join(link.sent)
+
+
+def traffic(sent, received, messages=1):
+    return {"traffic": [[sent, received, messages]]}
+
+
+def pool(mine, *theirs):
+    """What the client makes of its own count and those of a server and a helper."""
+    link = FakeLink(*(json.dumps(message).encode() for message in theirs))
+    session = Session(CLIENT, link, None, Settings(18, "ABY3"), lambda *_: None)
+    return session._pool(Talk(link, CLIENT, 3), [mine])
+
+
+def test_counts_of_all_parties_are_added_up():
+    mine = Traffic(sent=10, received=7, messages_sent=2, messages_received=9, seconds=0.5)
+    (pooled,) = pool(mine, traffic(20, 5), traffic(4, 22, 6))
+    assert (pooled.bytes, pooled.messages, pooled.seconds) == (34, 9, 0.5)
+
+
+def test_counts_that_do_not_add_up_are_an_error():
+    with pytest.raises(EngineError, match="count differently: 34 bytes sent, 35 received"):
+        pool(Traffic(sent=10, received=7), traffic(20, 5), traffic(4, 23))
+
+
+@pytest.mark.parametrize(
+    "parts", [[], [[1, 2]], [[1, 2, 3], [1, 2, 3]], [5], [["1", 2, 3]], [[-1, 2, 3]], [[True, 2, 3]]]
+)
+def test_counts_of_another_form_are_refused(parts):
+    with pytest.raises(EngineError, match="the helper sent counts of another form"):
+        _read_traffic(parts, 1, "helper")

@@ -54,6 +54,16 @@ def test_public_part_goes_through_json_and_back():
     assert back.with_arrays(program.arrays).arrays is program.arrays
 
 
+def test_range_of_the_inputs_is_public():
+    program = make(input_range=(-1.9894736, 2.126488447189331))
+    back = Program.from_public(json.loads(json.dumps(program.public())))
+    assert back.input_range == program.input_range
+    assert Program.from_public(make().public()).input_range is None
+    for strange in ([2.0, 1.0], [0.0], "all", [0.0, float("inf")], [0.0, float("nan")], {}):
+        with pytest.raises(UsageError, match=r"input.range"):
+            Program.from_public(make().public() | {"input_range": strange})
+
+
 def test_public_part_holds_no_number_of_the_server():
     program = make()
     text = json.dumps(program.public())

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+from conftest import cost, secure
 
 from reluctant.records import Record
 from reluctant.report import Report
@@ -44,6 +45,17 @@ def test_a_card_holds_what_was_predicted(linearized: Make) -> None:
     (card,) = Report([linearized(predicted=old)]).card()
     assert card["predicted"] == old | {"dollars": {}}
     assert "What it would cost" not in Report([linearized(predicted=old)]).html()
+
+
+def test_a_card_and_the_page_say_whether_the_fixed_point_was_proven(linearized: Make) -> None:
+    found = {
+        "certified": False, "margin_bits": 14.2, "operation": "fc", "input_range": [-2.2, 2.8], "images": 32,
+        "statement": "fixed point: not certified: measured margin of 14.2 bits over 32 images",
+    }  # fmt: skip
+    told = secure(linearized=cost((3, 0), 4, fixed_point=found))
+    report = Report([linearized("run", secure=told)])
+    assert report.card()[0]["secure"]["linearized"]["fixed_point"] == found
+    assert found["statement"] in report.html()
 
 
 def test_one_card_a_method_and_none_for_the_dense_network(dense: Make, linearized: Make) -> None:

@@ -72,7 +72,7 @@ def test_the_page_says_what_was_done_with_its_numbers(everything: list[Record]) 
         "resnet8 on digits",
         "The dense network computes 12 ReLUs for an image and answers 98.0 % of 50 test images right.",
         "With snl at 25%, 3 ReLUs are left (25.0 %) and 96.0 % of the answers are right.",
-        "under cheetah (loopback; cpu, 2 threads) one image takes 2.2 kB and 1.0 s with the dense network",
+        "under cheetah (semi-honest; loopback; cpu, 2 threads) one image takes 2.2 kB and 1.0 s with the dense network",
         "1.3 kB and 1.0 s with snl at 25%",
         "48 of 50",
         "75.0 % of the ReLUs are gone, and with them 75.0 % of the bytes of comparisons.",
@@ -80,7 +80,7 @@ def test_the_page_says_what_was_done_with_its_numbers(everything: list[Record]) 
         "Neither party learns more than the public part.",
         "architecture, masks",
         "plain TCP, loopback",
-        "cheetah · loopback · batch 1 · cpu, 2 threads · Z80",
+        "cheetah · semi-honest · loopback · batch 1 · cpu, 2 threads · Z80",
         "A short recipe for a CPU.",
         "abc1234",
     ):
@@ -157,8 +157,9 @@ def test_without_an_evaluation_there_is_no_front_and_no_accuracy(linearized: Mak
 
 def test_a_simulation_is_never_called_private(linearized: Make) -> None:
     text = page([linearized("run", setting={"engine": "twin", "private": False, "processes": 1})]).text
-    assert "twin only simulates private inference of snl at 25%: nothing was hidden." in text
-    assert "no: a simulation" in text
+    assert "twin only simulates private inference of snl at 25%. " in text
+    assert "NO: a simulation" in text
+    assert "twin · NOT PRIVATE · loopback" in text
     assert "As private inference" not in text
 
 

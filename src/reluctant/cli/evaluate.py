@@ -26,6 +26,15 @@ def evaluate(
 
     with shown(json, max_seconds) as progress:
         record = evaluate_checkpoint(checkpoint, Machine(data, download), twin=twin, progress=progress)
-    key, count = ("twin", "n_twin") if twin else ("test", "n_test")
-    share, n = record.accuracy.get(key), record.accuracy.get(count)
-    show(record.to_json(), f"{checkpoint}: {100 * float(str(share)):.2f} % of {n:,} test images", json)
+    accuracy = record.accuracy
+    line = f"{checkpoint}: {_percent(accuracy['test'])} of {accuracy['n_test']:,} test images"
+    if twin:
+        line = (
+            f"{checkpoint}: {_percent(accuracy.get('twin'))} of {accuracy.get('n_twin'):,} test images in fixed point, "
+            f"{_percent(accuracy['test'])} in floats"
+        )
+    show(record.to_json(), line, json)
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{100 * share:.2f} %"

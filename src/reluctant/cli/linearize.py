@@ -35,7 +35,8 @@ def linearize(
         typer.Option(
             "--budget",
             help="ReLUs to keep (50k, 12900; 0 for none), a share of them (10%), or what one image may cost after "
-            "set-up: 30MB@cheetah, 2s@cheetah/wan.",
+            "set-up: 30MB@cheetah, 2s@cheetah/wan; 9GB@delphi and 2s@circa/lan with the preparation of the image, "
+            "2s@delphi:online/lan without.",
             show_default=False,
         ),
     ] = None,

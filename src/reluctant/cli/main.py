@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -59,12 +60,26 @@ def show(value: Any, line: str, as_json: bool) -> None:
     print(json.dumps(value, indent=2) if as_json else line)
 
 
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Return the rows of ``table`` as lines whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def known(value: Any, form: Callable[[Any], str]) -> str:
+    """Return ``value`` in its form, or a dash for what nobody knows."""
+    return "-" if value is None else form(value)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code: 0, 2 for bad input, 130 if interrupted."""
     from reluctant.cli import (  # noqa: F401
         calibrate,
+        circa,
         cost,
         demo,
+        design,
         evaluate,
         linearize,
         methods,

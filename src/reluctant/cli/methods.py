@@ -1,6 +1,6 @@
 """``reluctant methods``: what ``--method`` can be."""
 
-from reluctant.cli.main import app, show
+from reluctant.cli.main import aligned, app, show
 from reluctant.cli.options import Json
 
 
@@ -20,10 +20,7 @@ def methods(json: Json = False) -> None:
         for name, method in METHODS.items()
     ]
     columns = ("name", "track", "surrogate", "granularities", "paper")
-    table = [columns, *([_text(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(columns))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table)
-    show(rows, "\n".join(lines), json)
+    show(rows, aligned([columns, *([_text(row[column]) for column in columns] for row in rows)]), json)
 
 
 def _text(value: object) -> str:

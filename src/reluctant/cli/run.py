@@ -24,27 +24,39 @@ def run(
         str, typer.Option("--network", help="loopback; or imitated: lan, wan, mobile, 400mbps/20ms.")
     ] = "loopback",
     batch: Annotated[int | None, typer.Option("--batch", help="Images that travel together.", min=1)] = None,
+    transfers: Annotated[
+        str | None,
+        typer.Option(
+            "--transfers",
+            help="Oblivious transfers of cheetah: ferret (few bytes), softspoken (little set-up), auto (as predicted).",
+            show_default=False,
+        ),
+    ] = None,
     party: Annotated[
-        str | None, typer.Option("--party", help="Be one party only: server or client.", show_default=False)
+        str | None, typer.Option("--party", help="Be one party only: server, client or helper.", show_default=False)
     ] = None,
     listen: Annotated[str, typer.Option("--listen", help="host:port of this party.")] = "",
-    peer: Annotated[str, typer.Option("--peer", help="host:port of the other party.")] = "",
+    peer: Annotated[
+        str, typer.Option("--peer", help="host:port of the other party; of two, with a comma, server first.")
+    ] = "",
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the other party.")] = 60.0,
     task: TaskName = None,
     data: Data = None,
     download: Download = False,
     json: Json = False,
 ) -> None:
-    """Run private inference for real, between two processes on this machine, and check the answers.
+    """Run private inference for real, between processes on this machine, and check the answers.
 
     The server process holds the weights, the client process the images; the client alone learns the class scores. Masks
-    and architecture are public. The answers are compared with plain torch, and with the fixed-point twin.
+    and architecture are public. Engine aby3 has a third process, the helper, that holds nothing; semi2k only simulates
+    costs, and is not private. The answers are compared with the fixed-point twin and with plain torch.
 
-    Under `ckks` the server computes on ciphertexts; the network may keep no ReLU (`linearize --budget 0`), and there is
-    no twin.
+    Under `ckks` the server computes on ciphertexts; the network may keep no ReLU (`linearize --budget 0`), there is no
+    twin, and masks and architecture are not told.
 
-    With `--party` this machine is only one of the two: the server gives its checkpoint, the client its `--task` and
-    `--images`, both say where they listen and where the other one does. Then there is nothing to compare with.
+    With `--party` this machine is only one of them: the server gives its checkpoint, the client its `--task` and
+    `--images`, a helper nothing; each says where it listens and where the others do. Then there is nothing to compare
+    with.
     """
     from reluctant.experiment import Machine, run_checkpoint
     from reluctant.recording import network_cost
@@ -59,17 +71,24 @@ def run(
         raise UsageError("name the checkpoint to run, for instance runs/snl-10")
     with ProgressView(quiet=json) as progress:
         _, done = run_checkpoint(
-            checkpoint, machine, engine=engine, images=images, network=network, batch=batch, progress=progress
+            checkpoint,
+            machine,
+            engine=engine,
+            images=images,
+            network=network,
+            batch=batch,
+            transfers=transfers,
+            progress=progress,
         )
-    of = f"of {images} "
-    twin = "" if done.twin is None else f"{done.argmax_equal_twin} {of}as the twin, "
+    equal = f"{done.argmax_equal_float} of {images}"
+    if done.twin is not None:
+        equal = f"{done.argmax_equal_twin} of {images} as the twin, {done.argmax_equal_float}"
+    proof = "" if done.certificate is None else f"; fixed point: {done.certificate}"
     show(
-        network_cost(done),
-        f"{checkpoint}: classes {done.answers}; {twin}"
-        f"{done.argmax_equal_float} {'' if twin else of}as plain torch "
+        {**_promise(engine), "transfers": done.run.transfers, **network_cost(done)},
+        f"{checkpoint}: classes {done.answers}; {equal} as plain torch "
         f"(scores off by at most {done.max_abs_error_float:.1g}); "
-        f"{_costs(done.run)} ({done.engine.name}, "
-        f"{done.engine.security.adversary}, {network})",
+        f"{_costs(done.run)} ({engine}, {done.engine.security.label}, {network}){proof}",
         json,
     )
 
@@ -87,26 +106,40 @@ def _run_alone(
 ) -> None:
     """Be one party of a run between two machines."""
     from reluctant.engines.parties import Place
-    from reluctant.experiment import query_images, serve_checkpoint
-    from reluctant.recording import engine_costs
+    from reluctant.engines.settings import ROLES
+    from reluctant.experiment import be_party
+    from reluctant.recording import engine_costs, fixed_point
 
-    if engine != "cheetah":
-        raise UsageError(f"--party is for cheetah; leave it out to run {engine} on this machine")
-    if party not in ("server", "client"):
-        raise UsageError(f"unknown party {party!r}; expected server or client")
+    role = next((role for role in ROLES if role == party), None)
+    if role is None:
+        raise UsageError(f"unknown party {party!r}; expected one of {', '.join(ROLES)}")
     place = Place(listen=where[0], peer=where[1], connect_timeout=where[2])
     with ProgressView(quiet=json) as progress:
-        if party == "server":
-            if checkpoint is None:
-                raise UsageError("the server needs a checkpoint to serve, for instance runs/snl-10")
-            done = serve_checkpoint(checkpoint, place, progress=progress)
-            line = f"served {done.images} images: {_costs(done)}"
-        else:
-            if task is None or checkpoint is not None:
-                raise UsageError("the client gives no checkpoint but the --task whose images it sends")
-            done = query_images(task, machine, place, images=images, batch=batch, progress=progress)
-            line = f"classes {[int(k) for k in done.outputs.argmax(1)]}: {_costs(done)}"
-    show(engine_costs(done), line, json)
+        done, certificate = be_party(
+            role,
+            place,
+            machine,
+            engine=engine,
+            checkpoint=checkpoint,
+            task=task,
+            images=images,
+            batch=batch,
+            progress=progress,
+        )
+    line = f"{role}, {done.images} images: {_costs(done)} ({engine}, {ENGINES[engine].security.label})"
+    if role == "client":
+        line = f"classes {[int(k) for k in done.outputs.argmax(1)]}; {line}"
+    if role == "server":
+        proof = certificate or "not checked, for the checkpoint does not say which values its images have"
+        line = f"{line}; fixed point: {proof}"
+    checked = {} if certificate is None else {"fixed_point": fixed_point(certificate)}
+    show({**_promise(engine), **engine_costs(done), **checked}, line, json)
+
+
+def _promise(engine: str) -> dict[str, Any]:
+    """Return what stands beside the numbers of a run in JSON."""
+    security = ENGINES[engine].security
+    return {"engine": engine, "adversary": security.adversary, "private": security.private}
 
 
 def _costs(run: Any) -> str:

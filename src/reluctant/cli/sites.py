@@ -7,7 +7,9 @@ import typer
 from reluctant.cli.main import app, show
 from reluctant.cli.options import Data, Json, TaskName
 
-Model = Annotated[str, typer.Argument(help="Zoo name, checkpoint folder or file, or path.py:function.")]
+Model = Annotated[
+    str, typer.Argument(help="Name of the zoo or of a design, checkpoint folder or file, or path.py:function.")
+]
 
 
 @app.command()

@@ -24,7 +24,9 @@ from reluctant.cli.progress import shown
 @app.command()
 def train(
     out: Out,
-    model: Annotated[str | None, typer.Argument(help="Zoo name, or path.py:function.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Name of the zoo or of a design, or path.py:function.", show_default=False)
+    ] = None,
     task: TaskName = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Short for --set training.epochs=N.")] = None,
     recipe: RecipeFile = None,

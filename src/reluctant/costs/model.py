@@ -1,20 +1,26 @@
-"""What a private inference would send and how long it would take, without running it: its work, priced by a table."""
+"""What a private inference would send and how long it would take, without running it: the face of all price sources.
 
-import json
+A price source is a table that was measured (:mod:`reluctant.costs.table`) or a profile made of what is published
+(:mod:`reluctant.costs.profile`). Either says what each step of a program costs; the sums are made here.
+"""
+
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from reluctant.costs import ENGINES
-from reluctant.costs.cheetah import Work, held_at_most
+from reluctant.costs import PROTOCOLS
 from reluctant.costs.networks import NETWORKS, Network
-from reluctant.costs.work import Part, set_up_work, stocks_of, work
 from reluctant.errors import UsageError
 from reluctant.program.operations import Activation, Op
 from reluctant.program.ops import Program
-from reluctant.registry import unknown
+
+Part = Literal["linear", "comparison", "surrogate", "pooling", "answer"]
+
+#: A figure that the source does not have. Whatever it is added to is unknown, too; it leaves this package as ``None``.
+UNKNOWN = math.nan
 
 
 class Cost(NamedTuple):
@@ -37,81 +43,123 @@ class Cost(NamedTuple):
         return self.seconds + self.trips * network.rtt_seconds + sending
 
 
+class Spent(NamedTuple):
+    """What some work takes once the image is there, and what it takes before, for every image."""
+
+    online: Cost = Cost()
+    offline: Cost = Cost()
+
+    @property
+    def total(self) -> Cost:
+        """Both together."""
+        return total(self)
+
+
+class Step(NamedTuple):
+    """What one step of a program takes: for which operation (none for the answers), as which part of it."""
+
+    op: Op | None
+    part: Part
+    spent: Spent
+
+
+class Account(NamedTuple):
+    """What a price source says of a program.
+
+    Args:
+        steps: in their order, for all images.
+        setup: what is done once.
+        memory: bytes that a party's process holds at most.
+    """
+
+    steps: Sequence[Step]
+    setup: Cost
+    memory: float
+
+
 @dataclass(frozen=True)
 class Phase:
-    """What a part of a run would cost; both directions together, seconds at the client."""
+    """What a part of a run would cost; both directions together, seconds at the client. ``None`` is not known."""
 
-    bytes: int
-    messages: int
-    seconds: float
+    bytes: int | None
+    messages: int | None
+    seconds: float | None
 
     @classmethod
     def of(cls, cost: Cost, network: Network) -> "Phase":
         """Return ``cost`` over ``network``."""
-        return cls(round(cost.bytes), round(cost.messages), cost.lasts(network))
+        return cls(_whole(cost.bytes), _whole(cost.messages), _known(cost.lasts(network)))
 
 
 @dataclass(frozen=True)
 class SitePrediction:
-    """What the activation step of one site would cost, over all images."""
+    """What the activation step of one site would cost, over all images; ``None`` is not known."""
 
     name: str
     kept: int
-    comparison_bytes: int
-    surrogate_bytes: int
-    messages: int
-    seconds: float
+    comparison_bytes: int | None
+    surrogate_bytes: int | None
+    messages: int | None
+    seconds: float | None
+    round_trips: float | None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What private inference with a program would cost, set-up apart.
+    """What private inference with a program would cost, set-up apart. ``None`` is what the source does not say.
 
     Attributes:
+        provenance, source: whether the prices were measured here or are an analytic profile, and where they are from.
+        omitted: what the figures do not cover.
         images: of all of which it is the cost.
         network: the link whose seconds these are.
-        bytes, messages: both directions together.
-        seconds: from the first image to the last answer, on the machine that was measured.
+        bytes, messages: both directions together, of all work that an image uses up.
+        seconds: of the same; under a measured table from the first image to the last answer.
+        round_trips: of the link, that are waited for once the images are there.
         comparison_bytes, surrogate_bytes, linear_bytes, pooling_bytes: parts of ``bytes``; the rest is the answers.
         memory: bytes that a party's process holds at most.
-        setup: what connecting and the protocol's one-time preparation would cost.
+        setup: what connecting and the protocol's one-time preparation would cost; in none of the above.
+        offline: what is done before an image comes. Where a protocol prepares each image, that, and it is part of
+            ``bytes`` and ``seconds``; else the set-up.
+        online: all the rest of ``bytes`` and ``seconds``.
         by_site: every activation site, in order.
         by_op: bytes by the value that each operation makes, of those that send any.
     """
 
     engine: str
+    provenance: str
+    source: str
+    omitted: tuple[str, ...]
     network: str
     images: int
-    bytes: int
-    messages: int
-    seconds: float
-    comparison_bytes: int
-    surrogate_bytes: int
-    linear_bytes: int
-    pooling_bytes: int
-    memory: int
-    setup: "Phase"
+    bytes: int | None
+    messages: int | None
+    seconds: float | None
+    round_trips: float | None
+    comparison_bytes: int | None
+    surrogate_bytes: int | None
+    linear_bytes: int | None
+    pooling_bytes: int | None
+    memory: int | None
+    setup: Phase
+    offline: Phase
+    online: Phase
     by_site: tuple[SitePrediction, ...]
-    by_op: Mapping[str, int]
+    by_op: Mapping[str, int | None]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object; ``offline`` is the set-up, ``online`` all the rest."""
-        found = asdict(self)
-        found["offline"], found["online"] = found.pop("setup"), asdict(Phase(self.bytes, self.messages, self.seconds))
-        return found
+        """Return it as a JSON object."""
+        return asdict(self)
 
 
-@dataclass(frozen=True)
-class CostModel:
-    """Prices programs for one engine.
+class CostModel(ABC):
+    """Prices programs for one protocol.
 
-    Args:
-        engine: its name.
-        prices: what a unit of work costs; :mod:`reluctant.costs.cheetah` says which units there are.
-        setup: what each part of the set-up costs (:func:`reluctant.costs.work.set_up_work`).
-        memory: bytes that a party holds for each unit (:func:`reluctant.costs.cheetah.held_at_most`).
-        processors: of the machine that was measured: a long comparison falls into so many streams.
-        stock: comparisons for which one fetched stock of oblivious transfers lasts, a stream.
+    Attributes:
+        engine: name of the protocol.
+        provenance: ``measured``, or ``analytic profile`` for what cannot be run here.
+        source: where the prices are from.
+        omitted: what they do not cover.
 
     Example::
 
@@ -119,44 +167,45 @@ class CostModel:
     """
 
     engine: str
-    prices: Mapping[str, Cost]
-    setup: Mapping[str, Cost]
-    memory: Mapping[str, float]
-    processors: int
-    stock: int
+    provenance: str
+    source: str
+    omitted: tuple[str, ...] = ()
 
-    @classmethod
-    def load(cls, engine: str, table: Path | None = None) -> "CostModel":
-        """Return the model of ``engine``, with the table that was measured.
+    @staticmethod
+    def load(engine: str, table: Path | None = None) -> "CostModel":
+        """Return the price source of the protocol called ``engine``.
 
         Args:
             table: a file that ``reluctant calibrate`` wrote; the table that comes with this package if not given.
 
         Raises:
-            UnknownName: no table for that engine.
-            UsageError: the file is no such table.
+            UnknownName: no such protocol.
+            UsageError: the file is no table of that protocol.
         """
-        if engine not in ENGINES:
-            raise unknown("cost table", engine, list(ENGINES))
-        file = resources.files(__package__) / "tables" / f"{engine}.json" if table is None else table
-        try:
-            found = json.loads(file.read_text())
-            prices, setup = ({unit: Cost(**price) for unit, price in found[key].items()} for key in ("prices", "setup"))
-            memory = {unit: float(held) for unit, held in found["memory"].items()}
-            return cls(found["engine"], prices, setup, memory, int(found["machine"]["cpus"]), int(found["stock"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{file} is no table of prices ({type(error).__name__}); write one: reluctant calibrate --out {file}"
-            ) from error
+        found: CostModel = PROTOCOLS[engine].open(engine, table)
+        return found
 
-    def cost(self, work: Work) -> Cost:
-        """Return what ``work`` costs."""
-        return _sum(Cost(*(count * part for part in self.prices[unit])) for unit, count in work.items())
+    @classmethod
+    @abstractmethod
+    def open(cls, engine: str, table: Path | None) -> "CostModel":
+        """Return the price source of ``engine``; see :meth:`load`."""
+
+    @abstractmethod
+    def account(self, program: Program, sizes: Sequence[int]) -> Account:
+        """Return what ``program`` costs on batches of so many images each, one after the other."""
+
+    @abstractmethod
+    def relu(self) -> Spent:
+        """Return what one ReLU more takes at a site that keeps some, with its share of what is fetched now and then."""
+
+    @abstractmethod
+    def activation(self, op: Activation) -> Spent:
+        """Return what the step of one site takes for one image, with its share of what is fetched now and then."""
 
     def predict(
         self, program: Program, images: int = 1, batch: int = 1, network: Network = NETWORKS["loopback"]
     ) -> Prediction:
-        """Return what one run of ``program`` on ``images`` would cost, from the first image to the last answer.
+        """Return what ``program`` on ``images`` would cost.
 
         Stocks that set-up left are used up first, as in a run: the figure of one image can be lower than the average
         of many.
@@ -172,52 +221,64 @@ class CostModel:
             raise UsageError(f"cost of {images} images in batches of {batch}: expected 1 or more of both")
         parts = -(-images // batch)
         sizes = [images // parts + (number < images % parts) for number in range(parts)]
-        stocks = stocks_of(program, max(sizes), self.processors, self.stock)
-        items = [item for size in sizes for item in work(program, size, stocks)]
-        costs = [(op, part, self.cost(done)) for op, part, done in items]
-        total = _sum(cost for _, _, cost in costs)
+        steps, setup, memory = self.account(program, sizes)
+        online, offline = total(step.spent.online for step in steps), total(step.spent.offline for step in steps)
+        both = total((online, offline))
         by_part = {
-            part: _sum(cost for _, other, cost in costs if other == part)
+            part: total(step.spent.total for step in steps if step.part == part)
             for part in ("comparison", "surrogate", "linear", "pooling")
         }
         by_op: dict[str, float] = {}
-        for op, _, cost in costs:
-            if op is not None and cost.bytes:
-                by_op[op.output] = by_op.get(op.output, 0.0) + cost.bytes
-        kinds, first = set_up_work(program, max(sizes), self.processors, self.stock)
-        held = held_at_most([first, *(done for _, _, done in items)])
-        setup = _sum([*(self.setup[kind] for kind in kinds), self.cost(first)])
+        for step in steps:
+            if step.op is not None and step.spent.total.bytes:
+                by_op[step.op.output] = by_op.get(step.op.output, 0.0) + step.spent.total.bytes
         return Prediction(
             engine=self.engine,
+            provenance=self.provenance,
+            source=self.source,
+            omitted=self.omitted,
             network=network.name,
             images=images,
-            bytes=round(total.bytes),
-            messages=round(total.messages),
-            seconds=total.lasts(network),
-            **{f"{part}_bytes": round(cost.bytes) for part, cost in by_part.items()},
-            memory=round(sum(self.memory[unit] * n for unit, n in held.items())),
+            bytes=_whole(both.bytes),
+            messages=_whole(both.messages),
+            seconds=_known(both.lasts(network)),
+            round_trips=_known(online.trips),
+            **{f"{part}_bytes": _whole(cost.bytes) for part, cost in by_part.items()},
+            memory=_whole(memory),
             setup=Phase.of(setup, network),
-            by_site=tuple(_by_site(program, costs, network)),
-            by_op={name: round(count) for name, count in by_op.items()},
+            offline=Phase.of(offline if any(offline) else setup, network),
+            online=Phase.of(online, network),
+            by_site=tuple(_by_site(program, steps, network)),
+            by_op={name: _whole(count) for name, count in by_op.items()},
         )
 
 
-def _by_site(
-    program: Program, costs: Sequence[tuple[Op | None, Part, Cost]], network: Network
-) -> Iterator[SitePrediction]:
+def _by_site(program: Program, steps: Sequence[Step], network: Network) -> Iterator[SitePrediction]:
     for site in program.sites:
-        of_site = [(part, cost) for op, part, cost in costs if isinstance(op, Activation) and op.site == site.name]
-        compared = _sum(cost for part, cost in of_site if part == "comparison")
-        replaced = _sum(cost for part, cost in of_site if part == "surrogate")
+        of_site = [step for step in steps if isinstance(step.op, Activation) and step.op.site == site.name]
+        compared, replaced = (
+            total(step.spent.total for step in of_site if step.part == part) for part in ("comparison", "surrogate")
+        )
+        both = total((compared, replaced))
         yield SitePrediction(
             name=site.name,
             kept=site.kept,
-            comparison_bytes=round(compared.bytes),
-            surrogate_bytes=round(replaced.bytes),
-            messages=round(compared.messages + replaced.messages),
-            seconds=compared.lasts(network) + replaced.lasts(network),
+            comparison_bytes=_whole(compared.bytes),
+            surrogate_bytes=_whole(replaced.bytes),
+            messages=_whole(both.messages),
+            seconds=_known(both.lasts(network)),
+            round_trips=_known(total(step.spent.online for step in of_site).trips),
         )
 
 
-def _sum(costs: Iterable[Cost]) -> Cost:
+def total(costs: Iterable[Cost]) -> Cost:
+    """Return the sum of ``costs``; nothing costs nothing."""
     return Cost(*(sum(part) for part in zip(Cost(), *costs, strict=True)))
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _whole(value: float) -> int | None:
+    return None if math.isnan(value) else round(value)

@@ -1,22 +1,23 @@
 """What a network's ReLUs cost in bytes or seconds, site by site, so that a budget in either can be kept."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from reluctant.budget import Budget
-from reluctant.costs.cheetah import Stocks, Work
-from reluctant.costs.model import CostModel
+from reluctant.costs.model import CostModel, Spent
 from reluctant.costs.networks import NETWORKS, Network, parse_network
-from reluctant.costs.work import activation_work, stocks_of, work
 from reluctant.errors import BudgetError
 from reluctant.mask import Mask
 from reluctant.masked import MaskedModel
 from reluctant.prices import Prices, SitePrice
-from reluctant.program.lower import lower
-from reluctant.program.operations import Activation
+from reluctant.program.lower import lowering
+from reluctant.program.operations import Activation, Op
 from reluctant.program.ops import Program
 
 #: A ReLU that a party computes on its own numbers costs nothing, but masks divide by prices.
@@ -26,38 +27,48 @@ _LEAST = 1e-12
 def price_list(masked: MaskedModel, budget: Budget, table: Path | None = None) -> Prices:
     """Return what the ReLUs of ``masked`` cost in the unit of ``budget``: of one image, after set-up.
 
+    Under a protocol that prepares each image before it comes, that counts, too, unless the budget is in what is left
+    for afterwards (``2s@delphi:online/lan``).
+
     In bytes and seconds, a ReLU costs its comparison and its share of the transfers that are fetched now and then; a
-    site costs what its comparisons take however few they are. The sum is an upper bound of what
-    :meth:`CostModel.predict` says of one image.
+    site costs what its comparisons take however few they are; all else what it costs where these sites are alive and no
+    other. The sum is an upper bound of what :meth:`CostModel.predict` says of one image.
 
     Args:
         masked: with the surrogate that will be used. Its mask does not matter, and is left as it is.
         table: see :meth:`CostModel.load`.
 
     Raises:
-        BudgetError: the budget does not say under which engine or over which link, or dropping a ReLU saves nothing
-            there, since its surrogate costs more.
-        UnknownName: no such engine.
+        BudgetError: the budget does not say under which protocol or over which link, dropping a ReLU saves nothing
+            there, since its surrogate costs more, or not all that counts has a price there.
+        UnknownName: no such protocol.
         UsageError: no such link, or no such table.
         UnsupportedOperation: no secure program computes the network.
     """
     if budget.quantity.unit not in ("bytes", "seconds"):
         return Prices.count(masked.sites)
     unit = _unit_of(budget, table)
-    program = _with_one_relu_a_site(masked)
-    stocks = stocks_of(program, 1, unit.model.processors, unit.model.stock)
-    items = [(op, unit.of(done)) for op, _, done in work(program, 1, stocks)]
-    shared = {op.site for op, _ in items if isinstance(op, Activation)}
+    with_one_relu = _lowering_with_one_relu(masked)
     by_site = {name: SitePrice(_LEAST) for name in masked.sites}
-    for op in program.activations():
-        if op.site in shared:
-            by_site[op.site] = _site_price(op, unit)
-            if by_site[op.site].relu <= 0:
-                raise BudgetError(
-                    f"under {unit.model.engine} what stands in for a dropped ReLU ({masked.surrogate.name}) costs more "
-                    f"{unit.name} than the ReLU, so dropping any saves nothing: take a surrogate of the free track"
-                )
-    return Prices(by_site, unit.name, sum(cost for op, cost in items if not isinstance(op, Activation)))
+    shared = {op.site: op for op, _ in unit.items(with_one_relu(frozenset(masked.sites))) if isinstance(op, Activation)}
+    for name, op in shared.items():
+        by_site[name] = _site_price(op, unit)
+        if by_site[name].relu <= 0:
+            raise BudgetError(
+                f"under {unit.model.engine} what stands in for a dropped ReLU ({masked.surrogate.name}) costs more "
+                f"{unit.name} than the ReLU, so dropping any saves nothing: take a surrogate of the free track"
+            )
+
+    @cache
+    def beside(alive: frozenset[str]) -> float:
+        items = unit.items(with_one_relu(alive))
+        return sum(cost for op, cost in items if not (isinstance(op, Activation) and op.site in alive))
+
+    prices = Prices(by_site, unit.name, beside(frozenset()), beside)
+    if math.isnan(prices.cost(dict.fromkeys(masked.sites, 1))):
+        missing = ", ".join(unit.model.omitted)
+        raise BudgetError(f"no budget in {unit.name} can be kept under {unit.model.engine}: not known are {missing}")
+    return prices
 
 
 @dataclass(frozen=True)
@@ -67,9 +78,14 @@ class _Unit:
     name: str
     model: CostModel
     network: Network
+    online: bool
 
-    def of(self, done: Work) -> float:
-        cost = self.model.cost(done)
+    def items(self, program: Program) -> list[tuple[Op | None, float]]:
+        """Return what each operation of ``program`` costs; an operation may be there several times."""
+        return [(op, self.of(spent)) for op, _, spent in self.model.account(program, [1]).steps]
+
+    def of(self, spent: Spent) -> float:
+        cost = spent.online if self.online else spent.total
         return cost.bytes if self.name == "bytes" else cost.lasts(self.network)
 
 
@@ -81,27 +97,32 @@ def _unit_of(budget: Budget, table: Path | None) -> _Unit:
         form = f"{written}@cheetah/wan" if name == "seconds" else f"{written}@cheetah"
         what = "an engine and a link" if name == "seconds" else "an engine alone"
         raise BudgetError(f"budget {budget.text} is in {name}, which depend on {what}: write {form}")
-    return _Unit(name, CostModel.load(engine, table), parse_network(link) if slash else NETWORKS["loopback"])
+    protocol, colon, phase = engine.partition(":")
+    if colon and phase != "online":
+        raise BudgetError(
+            f"budget {budget.text} counts the phase {phase!r}: write {protocol}:online, or {protocol} for the "
+            "preparation of each image as well"
+        )
+    link_of = parse_network(link) if slash else NETWORKS["loopback"]
+    return _Unit(name, CostModel.load(protocol, table), link_of, bool(colon))
 
 
-def _with_one_relu_a_site(masked: MaskedModel) -> Program:
-    """Return the program of ``masked`` where no site is empty, so that nothing is merged across one."""
-    before = masked.mask
-    try:
-        first = {name: (torch.arange(site.relus) == 0).view(site.shape) for name, site in masked.sites.items()}
-        return lower(masked.set_mask(Mask(first)))
-    finally:
-        masked.set_mask(before)
+def _lowering_with_one_relu(masked: MaskedModel) -> Callable[[frozenset[str]], Program]:
+    """Return what makes the program of ``masked`` with one ReLU at each site that is alive, and none elsewhere."""
+    lowered = lowering(masked)
+
+    def program(alive: frozenset[str]) -> Program:
+        kept = {n: (torch.arange(s.relus) < (n in alive)).view(s.shape) for n, s in masked.sites.items()}
+        return lowered(Mask(kept))
+
+    return program
 
 
 def _site_price(op: Activation, unit: _Unit) -> SitePrice:
     size = len(op.keep)
 
     def step(kept: int) -> float:
-        stocks = Stocks(unit.model.processors, 1, [1 << 60] * unit.model.processors)
-        changed = replace(op, keep=np.arange(size) < kept)
-        return sum(unit.of(done) for _, _, done in activation_work(changed, "shared", 1, stocks))
+        return unit.of(unit.model.activation(replace(op, keep=np.arange(size) < kept)))
 
-    fetched = unit.of(Work({"transfer stock": 1, "transfer call": 1})) / unit.model.stock
-    relu = unit.of(Work({"comparison": 1})) - step(0) / size
-    return SitePrice(relu + fetched, max(step(kept) - relu * kept for kept in {1, size - 1, size} - {0}))
+    relu = unit.of(unit.model.relu()) - step(0) / size
+    return SitePrice(relu, max(step(kept) - relu * kept for kept in {1, size - 1, size} - {0}))

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from reluctant.costs.cheetah import TRANSFERS_A_COMPARISON, TRIED_COMPARISONS, Stocks, Work
+from reluctant.costs.model import Part
 from reluctant.program.operations import INPUT, Activation, AvgPool, Conv2d, Linear, MaxPool, Op, Scale
 from reluctant.program.ops import Program
-
-Part = Literal["linear", "comparison", "surrogate", "pooling", "answer"]
 
 #: Who knows a value: one party alone, which then computes with it for nothing, or neither.
 Holder = Literal["shared", "client", "server"]
@@ -60,21 +59,27 @@ def work(program: Program, batch: int, stocks: Stocks) -> Iterator[tuple[Op | No
 
 
 def _work(program: Program, batch: int, stocks: Stocks) -> Iterator[tuple[Op | None, Part, Work]]:
-    holders: dict[str, Holder] = {INPUT: "client"}
+    held = holders(program)
     for op in program.ops:
-        reads = [holders[name] for name in op.inputs]
-        holders[op.output] = _holder(op, reads)
         if isinstance(op, Activation):
-            yield from activation_work(op, reads[0], batch, stocks)
-        elif holders[op.output] != "shared":
+            yield from activation_work(op, held[op.inputs[0]], batch, stocks)
+        elif held[op.output] != "shared":
             continue
         elif isinstance(op, MaxPool):
-            maxima = _maxima(op, program.shapes[op.inputs[0]])
-            yield op, "pooling", _sum_of(stocks.compare(batch * n) for n in maxima)
+            compared = maxima(op, program.shapes[op.inputs[0]])
+            yield op, "pooling", _sum_of(stocks.compare(batch * n) for n in compared)
         else:
-            yield op, "linear", _linear(op, program, batch, reads[0], stocks)
+            yield op, "linear", _linear(op, program, batch, held[op.inputs[0]], stocks)
     for name in program.outputs:
         yield None, "answer", Work({"result": 1, "result element": batch * math.prod(program.shapes[name])})
+
+
+def holders(program: Program) -> dict[str, Holder]:
+    """Return who holds each value of ``program``; what one party holds alone it computes with for nothing."""
+    held: dict[str, Holder] = {INPUT: "client"}
+    for op in program.ops:
+        held[op.output] = _holder(op, [held[name] for name in op.inputs])
+    return held
 
 
 def _holder(op: Op, reads: Iterable[Holder]) -> Holder:
@@ -150,7 +155,7 @@ def _times(size: int, first: Holder, second: Holder, stocks: Stocks) -> Work:
     return stocks.scale(size) if "shared" in (first, second) else stocks.multiply(size)
 
 
-def _maxima(op: MaxPool, shape: Sequence[int]) -> Iterator[int]:
+def maxima(op: MaxPool, shape: Sequence[int]) -> Iterator[int]:
     """Yield the elements of each maximum that the executable takes for one sample: rows first, in pairs of slices."""
     channels, *sizes = shape
     for axis in (0, 1):
@@ -162,7 +167,7 @@ def _maxima(op: MaxPool, shape: Sequence[int]) -> Iterator[int]:
 def _most_comparisons(program: Program) -> int:
     """Return the comparisons of the step that makes most of them, for one image."""
     counts = [len(op.kept) for op in program.activations()]
-    counts += [sum(_maxima(op, program.shapes[op.inputs[0]])) for op in program.ops if isinstance(op, MaxPool)]
+    counts += [sum(maxima(op, program.shapes[op.inputs[0]])) for op in program.ops if isinstance(op, MaxPool)]
     return max(counts, default=0)
 
 

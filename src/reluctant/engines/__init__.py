@@ -7,6 +7,8 @@ ENGINES = Registry(
     {
         "twin": "reluctant.engines.twin:Twin",
         "cheetah": "reluctant.engines.cheetah:Cheetah",
+        "aby3": "reluctant.engines.aby3:Aby3",
+        "semi2k": "reluctant.engines.semi2k:Semi2k",
         "ckks": "reluctant.engines.ckks:CKKS",
     },
 )

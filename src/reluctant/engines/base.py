@@ -24,13 +24,14 @@ class Security:
     """What an engine promises.
 
     Args:
-        adversary: against whom (``semi-honest``: follows the protocol, looks at everything it sees), or ``none``.
+        adversary: against whom (``semi-honest``: follows the protocol, looks at everything it sees; ``honest
+            majority``: no two of three work together), or ``none``.
         parties: how many compute.
         dealer: who hands out correlated randomness, or ``none``.
         private: whether inputs and weights are hidden from the other party at all.
         offline_included: whether the measured cost includes all preparatory work of the protocol.
         statement: the same in sentences, for a report.
-        public: what a run tells both parties.
+        public: what a run tells all parties.
     """
 
     adversary: str
@@ -43,9 +44,14 @@ class Security:
         "architecture",
         "masks of kept ReLUs",
         "shapes",
-        "fixed-point format",
+        "fixed-point format and range of inputs",
         "number of images",
     )
+
+    @property
+    def label(self) -> str:
+        """What stands beside every number: against whom it is private, or that it is not."""
+        return self.adversary if self.private else "NOT PRIVATE"
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class EngineRun:
         processes: operating-system processes that computed.
         batch: images in one run of the program.
         fraction_bits: of the fixed-point numbers.
+        transfers: how oblivious transfers were made; empty where the protocol has none.
     """
 
     outputs: Outputs
@@ -103,6 +110,7 @@ class EngineRun:
     batch: int
     fraction_bits: int
     memory: int = 0
+    transfers: str = ""
     more_outputs: tuple[Outputs, ...] = ()
 
 
@@ -113,6 +121,8 @@ class Engine(ABC):
     security: ClassVar[Security]
     #: Whether it computes on the fixed-point numbers of the twin, which then answers what it should.
     has_twin: ClassVar[bool] = True
+    #: Of those numbers; an engine without a twin has none.
+    fraction_bits: int
 
     @abstractmethod
     def check(self, program: Program) -> None:
@@ -139,20 +149,31 @@ class Engine(ABC):
         """
 
 
-def check_images(shape: Shape, images: NDArray[Any], batch: int) -> Images:
+def check_images(
+    shape: Shape, images: NDArray[Any], batch: int, *, input_range: tuple[float, float] | None = None
+) -> Images:
     """Return ``images`` as contiguous float32.
 
     Args:
         shape: of one image, as the program takes it.
+        input_range: least and largest value for which the program's fixed point was checked.
 
     Raises:
         ShapeError: they do not fit the program, there are none, or some number is not finite.
-        UsageError: ``batch`` is not positive.
+        UsageError: ``batch`` is not positive, or a value lies outside of ``input_range``. The message says
+            no more of the images, since the client sends it to the server.
     """
     if images.ndim != 1 + len(shape) or images.shape[1:] != shape or not len(images):
         raise ShapeError(f"images have the shape {images.shape}, the program takes one or more of {shape}")
     if not np.isfinite(images).all():
         raise ShapeError("images hold numbers that are not finite; normalise them first")
+    if input_range is not None:
+        low, high = input_range
+        if images.min() < low or images.max() > high:
+            raise UsageError(
+                f"an image holds values outside of [{low:.4g}, {high:.4g}], for which the network's fixed point was "
+                "checked; normalise images as its task does"
+            )
     if batch < 1:
         raise UsageError(f"batch is {batch}, expected 1 or more")
     return np.ascontiguousarray(images, dtype=np.float32)

@@ -4,28 +4,30 @@ Paper: Huang, Lu, Hong, Ding. Cheetah: Lean and Fast Secure Two-Party Deep Neura
 2022. As implemented in SPU (SecretFlow): 64-bit ring, Ferret OT.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from reluctant.costs.networks import NETWORKS, Network
-from reluctant.engines.base import Engine, EngineRun, Images, Progress, Security, check_images
-from reluctant.engines.memory import check_memory
-from reluctant.engines.parties import run_locally
+from reluctant.costs.table import cheaper_transfers
+from reluctant.engines.base import EngineRun, Images, Progress, Security, check_images
+from reluctant.engines.on_spu import SpuEngine
 from reluctant.engines.session import suitable_batch
-from reluctant.engines.spu import FRACTION_BITS, require_spu
+from reluctant.engines.settings import Settings
 from reluctant.errors import UsageError
 from reluctant.program.ops import Program
 
+#: The two kinds of oblivious transfer that SPU has for it, and what chooses between them.
+TRANSFERS = ("ferret", "softspoken", "auto")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Cheetah(Engine):
+class Cheetah(SpuEngine):
     """SPU's CHEETAH between a server with the weights and a client with the images, two processes on this machine.
 
     Args:
-        fraction_bits: bits after the binary point of the 64-bit fixed-point numbers.
-        connect_timeout: seconds that a party waits for the other.
-        patience: seconds of silence after which a party counts as stalled.
-        network: the link between the parties; any but loopback is imitated by a relay.
+        transfers: how the oblivious transfers of comparisons and truncations are made. ``ferret`` (Yang et al., CCS
+            2020): 98.5 bytes a comparison after a set-up of 3 to 5 seconds and 2 MB. ``softspoken`` (Roy, CRYPTO 2022):
+            858 bytes a comparison, half a second of set-up, and half the memory. ``auto``: what is predicted to be done
+            sooner, set-up included (:func:`reluctant.costs.table.cheaper_transfers`).
     """
 
     name: ClassVar[str] = "cheetah"
@@ -45,29 +47,22 @@ class Cheetah(Engine):
         ),
     )
 
-    fraction_bits: int = FRACTION_BITS
-    connect_timeout: float = 60.0
-    patience: float = 60.0
-    network: Network = NETWORKS["loopback"]
+    transfers: str = "ferret"
 
-    def check(self, program: Program) -> None:
-        require_spu()
-        if program.arrays is None:
-            raise UsageError("the program has no arrays; the server needs its numbers")
+    def __post_init__(self) -> None:
+        if self.transfers not in TRANSFERS:
+            raise UsageError(f"unknown transfers {self.transfers!r} for cheetah; expected {' or '.join(TRANSFERS)}")
+
+    def settings(self) -> Settings:
+        return replace(super().settings(), transfers="ferret" if self.transfers == "auto" else self.transfers)
 
     def run(
         self, program: Program, images: Images, *, batch: int | None = None, progress: Progress | None = None
     ) -> EngineRun:
+        if self.transfers != "auto":
+            return super().run(program, images, batch=batch, progress=progress)
         self.check(program)
-        images = check_images(program.input_shape, images, 1 if batch is None else batch)
-        check_memory(self.name, program, min(len(images), batch or suitable_batch(program)), parties=2)
-        return run_locally(
-            program,
-            images,
-            batch=batch,
-            fraction_bits=self.fraction_bits,
-            connect_timeout=self.connect_timeout,
-            patience=self.patience,
-            network=self.network,
-            progress=progress,
-        )
+        together = suitable_batch(program) if batch is None else batch
+        count = len(check_images(program.input_shape, images, together, input_range=program.input_range))
+        chosen = replace(self, transfers=cheaper_transfers(program, count, together, self.network))
+        return chosen.run(program, images, batch=batch, progress=progress)

@@ -15,7 +15,7 @@ from reluctant.costs.networks import NETWORKS, Network
 from reluctant.engines.base import Engine, EngineRun, Images, Progress, Security, check_images
 from reluctant.engines.ckks_session import images_together
 from reluctant.engines.homomorphic import require_tenseal
-from reluctant.engines.packing import SCALE_BITS, Parameters, check_polynomial, layers, parameters_of
+from reluctant.engines.packing import Parameters, check_polynomial, layers, parameters_of
 from reluctant.engines.parties import run_locally
 from reluctant.errors import UsageError
 from reluctant.program.collapse import straighten
@@ -79,8 +79,8 @@ class CKKS(Engine):
         return run_locally(
             straight,
             images,
+            settings=None,
             batch=images_together(parameters, len(images), batch),
-            fraction_bits=SCALE_BITS,
             connect_timeout=self.connect_timeout,
             patience=self.patience,
             network=self.network,

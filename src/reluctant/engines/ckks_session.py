@@ -8,9 +8,10 @@ at the end what each side counted as sent must be what the other counted as rece
 import math
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +20,13 @@ from reluctant.engines.homomorphic import Evaluator, KeyHolder, Scheme
 from reluctant.engines.meeting import open_link
 from reluctant.engines.memory import peak_memory
 from reluctant.engines.packing import SCALE_BITS, Parameters, layers, parameters_of
-from reluctant.engines.session import CLIENT, SERVER, Report, Talk
+from reluctant.engines.party import Order, Voice, read_images, read_program
+from reluctant.engines.session import Report, Talk
+from reluctant.engines.settings import CLIENT, SERVER
 from reluctant.engines.spu import Traffic, batches
 from reluctant.errors import EngineError, ReluctantError, UsageError
 from reluctant.program.operations import LARGEST, Shape
 from reluctant.program.ops import Program
-
-if TYPE_CHECKING:
-    from reluctant.engines.party import Order, Voice
 
 _MOST_IMAGES = 1 << 20
 
@@ -59,7 +59,8 @@ class Link:
     def send(self, rank: int, message: bytes | str) -> None:
         """Send a message; there is only one to send it to, so ``rank`` does not matter."""
         data = message.encode() if isinstance(message, str) else message
-        self._connection.sendall(len(data).to_bytes(8, "big") + data)
+        with _as_lost():
+            self._connection.sendall(len(data).to_bytes(8, "big") + data)
         self.traffic += Traffic(sent=8 + len(data), messages_sent=1)
 
     def recv(self, rank: int) -> bytes:
@@ -67,7 +68,7 @@ class Link:
 
         Raises:
             EngineError: it is larger than any can be.
-            ConnectionError: the other party is gone.
+            RuntimeError: the other party is gone; so SPU's link says it, too.
         """
         length = int.from_bytes(self._exactly(8), "big")
         if length > _LARGEST_MESSAGE:
@@ -80,19 +81,27 @@ class Link:
         data = bytearray(count)
         view = memoryview(data)
         while view:
-            got = self._connection.recv_into(view)
+            with _as_lost():
+                got = self._connection.recv_into(view)
             if not got:
-                raise ConnectionError("the link was closed")
+                raise RuntimeError("the link was closed")
             view = view[got:]
         return bytes(data)
 
 
-def take_part(folder: Path, order: "Order", voice: "Voice") -> EngineRun:
-    """Be the party of ``order``, with what it finds in ``folder``; SEAL's files go there and on from there."""
-    from reluctant.engines.party import read_images, read_program
+@contextmanager
+def _as_lost() -> Iterator[None]:
+    """Tell what is wrong with the connection from what is wrong with a disk, which are both ``OSError``."""
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError(f"the link is lost: {error.strerror or error}") from error
 
+
+def take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
+    """Be the party of ``order``, with what it finds in ``folder``; SEAL's files go there and on from there."""
     begun = time.perf_counter()
-    link = Link(open_link(order.role, order.listen, order.peer))
+    link = Link(open_link(order.role, order.listen, order.peers, order.link_seconds))
     if order.role == "server":
         return _serve(link, read_program(folder), folder, voice.progress, begun)
     return _query(link, read_images(folder), order.batch, folder, voice.progress, begun)
@@ -105,7 +114,7 @@ def _serve(link: Link, program: Program, folder: Path, report: Report, begun: fl
     shapes = [program.shapes[name] for name in program.outputs]
     chosen = {"ring": parameters.ring, "levels": parameters.levels, "width": parameters.width}
     talk.send({"ckks": chosen, "input_shape": program.input_shape, "outputs": shapes})
-    wish = talk.receive(images=int, batch=int)
+    wish = talk.receive(CLIENT, images=int, batch=int)
     images, batch = wish["images"], wish["batch"]
     report("set up", 0, 1)
     try:
@@ -141,7 +150,7 @@ def _query(link: Link, images: Images, batch: int | None, folder: Path, report: 
     """
     talk = Talk(link, CLIENT)
     try:
-        parameters, shape, outputs = _read_offer(talk.receive(ckks=dict, input_shape=list, outputs=list))
+        parameters, shape, outputs = _read_offer(talk.receive(SERVER, ckks=dict, input_shape=list, outputs=list))
         images = check_images(shape, images, 1 if batch is None else batch)
         batch = images_together(parameters, len(images), batch)
         scheme = Scheme(parameters)
@@ -155,7 +164,7 @@ def _query(link: Link, images: Images, batch: int | None, folder: Path, report: 
     holder.save_evaluation_keys(*keys)
     for key in keys:
         link.send(SERVER, key.read_bytes())
-    talk.receive(ready=bool)
+    talk.receive(SERVER, ready=bool)
     setup, setup_seconds = link.traffic, time.perf_counter() - begun
     begun, found = time.perf_counter(), []
     for part in batches(len(images), batch):
@@ -212,7 +221,8 @@ def _result(
     """
     seconds, total, (setup, setup_seconds) = time.perf_counter() - begun, link.traffic, before
     talk.send({"sent": total.sent, "received": total.received})
-    theirs = talk.receive(sent=int, received=int)
+    (other,) = talk.others
+    theirs = talk.receive(other, sent=int, received=int)
     if (theirs["sent"], theirs["received"]) != (total.received, total.sent):
         raise EngineError("the two parties count differently what they sent each other")
     return EngineRun(

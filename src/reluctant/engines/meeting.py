@@ -1,22 +1,24 @@
-"""Two parties find each other on plain sockets before they open the link that they compute over.
+"""The parties find each other on plain sockets before they open the link that they compute over.
 
 SPU's link loses seconds when one side calls before the other listens, and waits without end for one that never comes.
-So each party first listens at its own port itself, calls the other until it answers, and only when both have heard
-each other do they hand their ports over to SPU, at the same moment.
+So each party first listens at its own port itself, calls the others until they answer, and only when all have heard
+each other do they hand their ports over to SPU, at about the same moment.
 """
 
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Literal
 
+from reluctant.engines.settings import ROLES, Role
+from reluctant.engines.watching import Connections
 from reluctant.errors import EngineError, UsageError
 
-_CALLS = {"server": b"reluctant server", "client": b"reluctant client"}
-_ANSWER, _SAME_ROLE, _READY = b"welcome", b"so am I", b"ready"
-_LINK = b"reluctant link"
-_PAUSE_SECONDS = 0.05
+_CALL, _REFUSAL = "reluctant {} calls {}", "reluctant {} only"
+_LINK = "link of reluctant {} to {}"
+_ANSWER, _READY = b"welcome", b"ready"
+_PAUSE_SECONDS, _ANSWER_SECONDS = 0.05, 5.0
 
 #: Parties that have met open their link within a second or two; a slow machine may take longer.
 LINK_SECONDS = 60
@@ -64,66 +66,76 @@ def listen_at(address: str) -> socket.socket:
     return listener
 
 
-def meet(
-    role: Literal["server", "client"], listen: str, peer: str, seconds: float
-) -> tuple[socket.socket, socket.socket]:
-    """Return when the other party is there, at about the same time in both: a connection to it, and one from it.
+def meet(role: Role, listen: str, peers: Mapping[Role, str], seconds: float) -> dict[Role, Connections]:
+    """Return when all parties are there, at about the same time in each: by role, a connection to it and one from it.
 
-    Both stay open beside the link; nobody listens any more.
+    They stay open beside the link; nobody listens any more.
 
     Args:
         role: of this party.
-        listen, peer: ``host:port`` of this party and of the other.
+        listen: its ``host:port``.
+        peers: that of each other, as seen from here.
 
     Raises:
-        EngineError: the port is in use, nobody answered within ``seconds``, or who did has the same role.
+        EngineError: the port is in use, somebody did not answer within ``seconds``, or has another role than expected.
     """
     deadline = time.monotonic() + seconds
     with listen_at(listen) as listener:
-        called = _Called(listener, _CALLS["client" if role == "server" else "server"])
+        called = _Called(listener, role, peers)
         try:
-            connection = _call(_CALLS[role], peer, deadline)
-        except EngineError:
+            connections = {other: _call(role, other, peer, deadline) for other, peer in peers.items()}
+            missing = next((peer for other, peer in peers.items() if connections[other] is None), None)
+            missing = missing or called.missing(deadline)
+        finally:
             called.stop()
-            raise
-        heard = connection is not None and called.within(deadline)
-    called.stop()
-    if connection is None or not heard:
-        raise EngineError(f"nobody answered at {peer} within {seconds:g} seconds; is the other party running there?")
-    connection.sendall(_READY)
-    return connection, called.wait_ready()
+    if missing is not None:
+        raise EngineError(f"nobody answered at {missing} within {seconds:g} seconds; is the other party running there?")
+    met = {other: (there, called.connections[other]) for other, there in connections.items() if there is not None}
+    for there, back in met.values():
+        with suppress(OSError):  # who is gone by now is missed later
+            there.sendall(_READY)
+            back.recv(len(_READY))  # all have given up their ports, or a second has passed
+    return met
 
 
-def open_link(role: Literal["server", "client"], listen: str, peer: str) -> socket.socket:
-    """Return one more connection between parties that have met, for an engine that brings no link of its own.
+def open_link(role: Role, listen: str, peers: Mapping[Role, str], seconds: float) -> socket.socket:
+    """Return one more connection between two parties that have met, for an engine that brings no link of its own.
 
     Raises:
-        EngineError: the port is in use, or the other party opened none in ``LINK_SECONDS``.
+        EngineError: the port is in use, or the other party opened none within ``seconds``.
     """
-    deadline = time.monotonic() + LINK_SECONDS
+    deadline = time.monotonic() + seconds
+    ((other, peer),) = peers.items()
     if role == "client":
-        connection = _call(_LINK, peer, deadline)
+        connection = _call(role, other, peer, deadline, _LINK)
     else:
         with listen_at(listen) as listener:
-            called = _Called(listener, _LINK)
-            called.within(deadline)
+            called = _Called(listener, role, peers, _LINK)
+            called.missing(deadline)
             called.stop()
-        connection = called.connection
+        connection = called.connections.get(other)
     if connection is None:
-        raise EngineError(f"the other party at {peer} was there, but no link opened in {LINK_SECONDS} seconds")
+        raise no_link(peers, seconds)
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
 
-class _Called(threading.Thread):
-    """Answers the other party's call, on a thread of its own: both call at once."""
+def no_link(peers: Mapping[Role, str], seconds: float) -> EngineError:
+    """Return what a party says that has met the others and then waited ``seconds`` for their link."""
+    others = " and ".join(f"the {name} at {peer}" for name, peer in peers.items())
+    return EngineError(f"{others} answered, but the link did not open in {seconds:g} seconds; this party stopped")
 
-    def __init__(self, listener: socket.socket, expected: bytes) -> None:
+
+class _Called(threading.Thread):
+    """Answers the calls of the other parties, on a thread of its own: all call at once."""
+
+    def __init__(self, listener: socket.socket, role: Role, peers: Mapping[Role, str], call: str = _CALL) -> None:
         super().__init__(daemon=True)
-        self._expected = expected
+        self._role, self._peers = role, peers
+        self._expected = {call.format(other, role).encode(): other for other in peers}
         self._listener, self._stopped, self._heard = listener, threading.Event(), threading.Event()
-        self.connection: socket.socket | None = None
+        self.connections: dict[Role, socket.socket] = {}
         listener.settimeout(_PAUSE_SECONDS)
         self.start()
 
@@ -135,55 +147,61 @@ class _Called(threading.Thread):
                 continue
             except OSError:
                 return
-            connection.settimeout(1)
-            try:
-                call = connection.recv(len(self._expected))
-                if call == self._expected:
-                    connection.sendall(_ANSWER)
-                    self.connection = connection  # a second call is a caller who tried again
-                    self._heard.set()
-                elif call in _CALLS.values():
-                    connection.sendall(_SAME_ROLE)
-            except OSError:
+            if not self._answer(connection):
                 connection.close()
 
-    def within(self, deadline: float) -> bool:
-        """Return whether the other party called before ``deadline``."""
-        return self._heard.wait(max(0.0, deadline - time.monotonic()))
+    def _answer(self, connection: socket.socket) -> bool:
+        """Return whether it was a party that called; tell one which expects somebody else."""
+        connection.settimeout(1)
+        try:
+            call = connection.recv(64)
+            other = self._expected.get(call)
+            if other is None:
+                if call.startswith(b"reluctant "):
+                    connection.sendall(_REFUSAL.format(self._role).encode())
+                return False
+            connection.sendall(_ANSWER)
+        except OSError:
+            return False
+        self.connections[other] = connection  # a second call is a caller who tried again
+        if len(self.connections) == len(self._peers):
+            self._heard.set()
+        return True
+
+    def missing(self, deadline: float) -> str | None:
+        """Return where the party should be that has not called before ``deadline``; ``None`` if all have."""
+        if self._heard.wait(max(0.0, deadline - time.monotonic())):
+            return None
+        return next((peer for other, peer in self._peers.items() if other not in self.connections), None)
 
     def stop(self) -> None:
         """Answer no more calls."""
         self._stopped.set()
         self.join()
 
-    def wait_ready(self) -> socket.socket:
-        """Return the other party's connection once it has given up its port, too, or after a second at most."""
-        assert self.connection is not None
-        with suppress(OSError):
-            self.connection.recv(len(_READY))
-        return self.connection
 
-
-def _call(call: bytes, peer: str, deadline: float) -> socket.socket | None:
+def _call(role: Role, other: Role, peer: str, deadline: float, call: str = _CALL) -> socket.socket | None:
     """Return a connection to the party that answers at ``peer``; ``None`` if nobody does before ``deadline``."""
     address = parse_address(peer)
     while time.monotonic() < deadline:
         try:
-            connection = socket.create_connection(address, timeout=1)
+            connection = socket.create_connection(address, timeout=_ANSWER_SECONDS)
         except OSError:
             time.sleep(_PAUSE_SECONDS)
             continue
         answer = b""
-        try:
-            connection.sendall(call)
-            answer = connection.recv(len(_ANSWER))
-        except OSError:
-            pass
-        if answer == _ANSWER:
-            return connection
+        with suppress(OSError):
+            connection.sendall(call.format(role, other).encode())
+            answer = connection.recv(len(_ANSWER))  # and no more: what follows belongs to the link
+            if answer == _ANSWER:
+                return connection
+            answer += connection.recv(64)
         connection.close()
-        if answer == _SAME_ROLE:
-            role = call.decode().split()[1]
-            raise EngineError(f"the party at {peer} is a {role}, too; one must be the server and one the client")
+        found = next((name for name in ROLES if answer == _REFUSAL.format(name).encode()), None)
+        if found == other:
+            raise EngineError(f"the {other} at {peer} expects no {role}; it runs another engine")
+        if found is not None:
+            too = ", too" if found == role else ""
+            raise EngineError(f"the party at {peer} is a {found}{too}; this {role} expects the {other} there")
         time.sleep(_PAUSE_SECONDS)
     return None

@@ -1,5 +1,6 @@
 """Start the parties of a secure run, watch them, and join what they found."""
 
+import itertools
 import json
 import math
 import os
@@ -23,24 +24,26 @@ from reluctant.engines.base import EngineRun, Images, Progress
 from reluctant.engines.meeting import free_ports, parse_address
 from reluctant.engines.party import Order, read_result, write_order
 from reluctant.engines.relay import Relay
+from reluctant.engines.settings import ROLES, Role, Settings
 from reluctant.engines.spu import require_spu
 from reluctant.engines.watching import ALONE
 from reluctant.errors import EngineError, ReluctantError, UsageError
 from reluctant.program.ops import Program
 
-#: So long a party may go on by itself after the other one died, before it is stopped.
+#: So long a party may go on by itself after another one died, before it is stopped.
 _GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a party of a run between two hosts listens, and where the other one does.
+    """Where a party of a run between hosts listens, and where the others do.
 
     Args:
         listen: ``host:port`` of this party.
-        peer: ``host:port`` of the other, as seen from here.
-        connect_timeout: seconds to wait for the other.
-        patience: seconds of silence after which the other counts as stalled; it says every second that it lives.
+        peer: ``host:port`` of the other, as seen from here; of several, separated by commas, in the order server,
+            client, helper.
+        connect_timeout: seconds to wait for the others.
+        patience: seconds of silence after which another counts as stalled; each says every second that it lives.
 
     Raises:
         UsageError: an address is not ``host:port``, or a time no number above zero.
@@ -52,11 +55,26 @@ class Place:
     patience: float = 60.0
 
     def __post_init__(self) -> None:
-        parse_address(self.listen)
-        parse_address(self.peer)
+        for address in (self.listen, *self.peer.split(",")):
+            parse_address(address)
         for name in ("connect_timeout", "patience"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected seconds above zero")
+
+    def order(self, role: Role, settings: Settings, batch: int | None = None) -> Order:
+        """Return what the party with that role is told.
+
+        Raises:
+            UsageError: there is no such party, or not one address for each other one.
+        """
+        if role not in settings.roles:
+            raise UsageError(f"{settings.protocol} has no {role}; its parties are {', '.join(settings.roles)}")
+        others = [name for name in settings.roles if name != role]
+        peers = self.peer.split(",")
+        if len(peers) != len(others):
+            raise UsageError(f"{len(peers)} peers for this {role}; name the addresses of {' and '.join(others)}")
+        met = dict(zip(others, peers, strict=True))
+        return Order(role, self.listen, met, settings, self.connect_timeout, self.patience, batch)
 
 
 @dataclass
@@ -82,7 +100,7 @@ class _Child:
         code = self.process.returncode
         if code < 0:
             return EngineError(
-                f"the {self.role} was killed by {signal.Signals(-code).name}; the other party was stopped"
+                f"the {self.role} was killed by {signal.Signals(-code).name}; the other parties were stopped"
             )
         lines = (self.folder / "stderr.txt").read_text(errors="replace").strip().splitlines()
         return EngineError(f"the {self.role} ended with exit code {code}" + (f": {lines[-1].strip()}" if lines else ""))
@@ -92,77 +110,90 @@ def run_locally(
     program: Program,
     images: Images,
     *,
+    settings: Settings | None,
     batch: int | None,
-    fraction_bits: int,
     connect_timeout: float,
     patience: float,
     network: Network,
     progress: Progress | None,
     session: str = Order.session,
 ) -> EngineRun:
-    """Run both parties as processes of this machine, on loopback, and return what the client learned.
+    """Run all parties as processes of this machine, on loopback, and return what the client learned.
 
     Args:
-        network: if it is not loopback itself, a relay between the two imitates it.
+        settings: of SPU, which also say who takes part; ``None`` for a server and a client that do without it.
+        network: if it is not loopback itself, a relay between any two of them imitates it.
         session: what a party does, see :class:`Order`; SPU's if not given.
 
     Raises:
-        EngineError: a party died or they could not connect; both have ended.
+        EngineError: a party died or they could not connect; all have ended.
     """
-    ports = free_ports(2)
-    server, client = (f"127.0.0.1:{port}" for port in ports)
+    roles = ROLES[:2] if settings is None else settings.roles
+    listen = {role: f"127.0.0.1:{port}" for role, port in zip(roles, free_ports(len(roles)), strict=True)}
+    given: dict[Role, dict[str, Any]] = {"server": {"program": program}, "client": {"images": images}}
     with ExitStack() as stack:
-        towards_server, towards_client = server, client
-        if network.emulated:
-            relay = stack.enter_context(Relay(network, (server, client)))
-            towards_server, towards_client = relay.ports
-        orders = [
-            Order("server", server, towards_client, connect_timeout, fraction_bits, batch, patience, session),
-            Order("client", client, towards_server, connect_timeout, fraction_bits, batch, patience, session),
-        ]
+        peers = _joined(stack, listen, network)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reluctant-")))
-        children = [
-            _start(stack, folder, orders[0], program=program),
-            _start(stack, folder, orders[1], images=images),
-        ]
-        _supervise(children, progress)
-        server_run, client_run = (read_result(child.folder) for child in children)
-        by_site = client_run.by_site or server_run.by_site  # a client may not even know that there are sites
-        return replace(client_run, memory=max(server_run.memory, client_run.memory), by_site=by_site)
+        children = {}
+        for role in roles:
+            order = Order(role, listen[role], peers[role], settings, connect_timeout, patience, batch, session)
+            children[role] = _start(stack, folder, order, **given.get(role, {}))
+        _supervise(list(children.values()), children["client"], progress)
+        runs = {role: read_result(child.folder) for role, child in children.items()}
+        by_site = runs["client"].by_site or runs["server"].by_site  # a client may not even know that there are sites
+        return replace(runs["client"], memory=max(run.memory for run in runs.values()), by_site=by_site)
 
 
-def serve(program: Program, place: Place, *, fraction_bits: int, progress: Progress | None = None) -> EngineRun:
-    """Be the server of one run with a client elsewhere; return what it cost. The server learns no outputs.
+def _joined(stack: ExitStack, listen: Mapping[Role, str], network: Network) -> dict[Role, dict[Role, str]]:
+    """Return where each party finds each other one: there, or at a relay between the two."""
+    peers: dict[Role, dict[Role, str]] = {role: {} for role in listen}
+    for one, other in itertools.combinations(listen, 2):
+        ends = (listen[one], listen[other])
+        if network.emulated:
+            ends = stack.enter_context(Relay(network, ends)).ports
+        peers[other][one], peers[one][other] = ends
+    return peers
+
+
+def serve(program: Program, place: Place, settings: Settings, progress: Progress | None = None) -> EngineRun:
+    """Be the server of one run with the others elsewhere; return what it cost. The server learns no outputs.
 
     Raises:
         UsageError: SPU is not installed.
-        EngineError: the client did not come, or broke off.
+        EngineError: another party did not come, or broke off.
     """
-    require_spu()
-    order = Order("server", place.listen, place.peer, place.connect_timeout, fraction_bits, None, place.patience)
-    return _run_alone(order, progress, program=program)
+    return _run_alone(place.order("server", settings), progress, program=program)
 
 
 def query(
-    images: Images, place: Place, *, batch: int | None, fraction_bits: int, progress: Progress | None = None
+    images: Images, place: Place, settings: Settings, progress: Progress | None = None, *, batch: int | None = None
 ) -> EngineRun:
-    """Be the client of one run with a server elsewhere; return its answers and what they cost.
+    """Be the client of one run with the others elsewhere; return its answers and what they cost.
 
     Raises:
         UsageError: SPU is not installed.
         ShapeError: the server's network takes other images.
-        EngineError: the server did not come, or broke off.
+        EngineError: another party did not come, or broke off.
     """
-    require_spu()
-    order = Order("client", place.listen, place.peer, place.connect_timeout, fraction_bits, batch, place.patience)
-    return _run_alone(order, progress, images=images)
+    return _run_alone(place.order("client", settings, batch), progress, images=images)
+
+
+def assist(place: Place, settings: Settings, progress: Progress | None = None) -> EngineRun:
+    """Be the helper of one run with server and client elsewhere; return what it cost. The helper learns nothing.
+
+    Raises:
+        UsageError: SPU is not installed.
+        EngineError: another party did not come, or broke off.
+    """
+    return _run_alone(place.order("helper", settings), progress)
 
 
 def _run_alone(order: Order, progress: Progress | None, **given: Any) -> EngineRun:
+    require_spu()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reluctant-")))
         child = _start(stack, folder, order, **given)
-        _supervise([child], progress)
+        _supervise([child], child, progress)
         return read_result(child.folder)
 
 
@@ -208,11 +239,11 @@ def _listen(child: _Child, said: "queue.SimpleQueue[tuple[_Child, dict[str, Any]
             said.put((child, event))
 
 
-def _supervise(children: list[_Child], progress: Progress | None) -> None:
-    """Return when all parties have ended well.
+def _supervise(children: list[_Child], speaker: _Child, progress: Progress | None) -> None:
+    """Return when all parties have ended well; meanwhile pass on the ``speaker``'s progress.
 
     Raises:
-        ReluctantError: one has not. The one that failed first is blamed; the other has had a few seconds to stop.
+        ReluctantError: one has not. The one that failed first is blamed; the others have had a few seconds to stop.
     """
     said: queue.SimpleQueue[tuple[_Child, dict[str, Any]]] = queue.SimpleQueue()
     for child in children:
@@ -221,7 +252,7 @@ def _supervise(children: list[_Child], progress: Progress | None) -> None:
     while not any(child.failed() for child in children):
         if all(child.process.poll() == 0 for child in children):
             return
-        _hear(said, progress, children[-1], 0.1)
+        _hear(said, progress, speaker, 0.1)
     first = next(child for child in children if child.failed())
     deadline = time.monotonic() + _GRACE_SECONDS
     while time.monotonic() < deadline and any(child.process.poll() is None for child in children):

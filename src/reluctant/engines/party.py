@@ -9,7 +9,8 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from reluctant.engines.base import EngineRun, Images, SiteCost
-from reluctant.engines.meeting import meet
-from reluctant.engines.session import Role
-from reluctant.engines.watching import ALONE, PeerWatch, die_with_parent
+from reluctant.engines.meeting import LINK_SECONDS, meet
+from reluctant.engines.settings import Role, Settings
+from reluctant.engines.watching import ALONE, Connections, Ill, PeerWatch, die_with_parent
 from reluctant.errors import EngineError, ReluctantError
 from reluctant.program.ops import Program
 
@@ -29,34 +30,68 @@ class Order:
     """What a party is told by whoever starts it.
 
     Args:
-        listen, peer: ``host:port`` of this party and of the other, as seen from here.
-        connect_timeout: seconds to wait for the other to appear.
+        listen: ``host:port`` of this party.
+        peers: that of each other, as seen from here.
+        settings: of SPU; ``None`` for an engine that does without it.
+        connect_timeout: seconds to wait for the others to appear.
         batch: images in one run, which the client decides; ``None`` for what suits the program.
-        patience: seconds of silence after which the other counts as stalled.
-        session: ``module:function`` of what the party does once it has met the other; it takes the party's folder, this
-            order and its voice, and returns an :class:`EngineRun`.
+        patience: seconds of silence after which another party counts as stalled.
+        session: ``module:function`` of what the party does once it has met the others; it takes the party's folder,
+            this order and its voice, and returns an :class:`EngineRun`.
     """
 
     role: Role
     listen: str
-    peer: str
-    connect_timeout: float
-    fraction_bits: int
-    batch: int | None
-    patience: float
+    peers: Mapping[Role, str]
+    settings: Settings | None
+    connect_timeout: float = 60.0
+    patience: float = 60.0
+    batch: int | None = None
     session: str = "reluctant.engines.session:take_part"
+
+    @property
+    def link_seconds(self) -> float:
+        """How long parties that have met may take to open their link."""
+        return min(LINK_SECONDS, self.connect_timeout)
+
+
+@contextmanager
+def _writing(role: Role, folder: Path) -> Iterator[None]:
+    """Turn a disk that takes no more into one line.
+
+    Raises:
+        EngineError: something could not be written into ``folder``.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()
+        raise EngineError(f"the {role} cannot write to {folder}: {reason}; free some space, or set TMPDIR") from error
 
 
 def write_order(folder: Path, order: Order, *, program: Program | None = None, images: Any = None) -> None:
-    """Put into ``folder`` what a party needs: the program with its arrays, or the images."""
+    """Put into ``folder`` what a party needs: the program with its arrays, or the images.
+
+    Raises:
+        EngineError: the disk takes no more.
+    """
     from safetensors.numpy import save_file
 
-    if program is not None and program.arrays is not None:
-        (folder / "program.json").write_text(json.dumps(program.public()))
-        save_file(dict(program.arrays), folder / "arrays.safetensors")
-    if images is not None:
-        save_file({"images": images}, folder / "images.safetensors")
-    (folder / "order.json").write_text(json.dumps(asdict(order)))
+    with _writing(order.role, folder):
+        if program is not None and program.arrays is not None:
+            (folder / "program.json").write_text(json.dumps(program.public()))
+            save_file(dict(program.arrays), folder / "arrays.safetensors")
+        if images is not None:
+            save_file({"images": images}, folder / "images.safetensors")
+        (folder / "order.json").write_text(json.dumps(asdict(order)))
+
+
+def _read_order(folder: Path) -> Order:
+    fields = json.loads((folder / "order.json").read_text())
+    settings = fields["settings"]
+    return Order(**fields | {"settings": None if settings is None else Settings(**settings)})
 
 
 def read_program(folder: Path) -> Program:
@@ -130,40 +165,52 @@ class Voice:
         sys.stdout.flush()
 
 
+def _watch(order: Order, met: Mapping[Role, Connections], voice: Voice) -> PeerWatch:
+    """Return what ends this process with one line as soon as another party is lost."""
+
+    def alone(name: Role, ill: Ill) -> None:
+        voice.end(_lost(order, name, ill), ALONE)
+
+    return PeerWatch(met, order.patience, alone)
+
+
+def _lost(order: Order, name: Role, ill: Ill) -> EngineError:
+    what = {
+        "gone": "broke off in the middle of the run",
+        "silent": f"has been silent for {order.patience:g} seconds: it hangs, or the link is down",
+        "strange": "sent what no party says: it is another program, or somebody is in between",
+    }
+    return EngineError(f"the {name} at {order.peers[name]} {what[ill]}; this party stopped")
+
+
 def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
     """Do the party's work from connecting to the result."""
-    other = "client" if order.role == "server" else "server"
     module, _, function = order.session.partition(":")
     session = getattr(importlib.import_module(module), function)
     voice.progress("connect", 0, 1)
-    connections = meet(order.role, order.listen, order.peer, order.connect_timeout)
-    gone = EngineError(f"the {other} at {order.peer} broke off in the middle of the run; this party stopped")
-    mute = EngineError(
-        f"the {other} at {order.peer} has been silent for {order.patience:g} seconds: it hangs, or the link is down; "
-        "this party stopped"
-    )
-    watch = PeerWatch(*connections, order.patience, lambda stalled: voice.end(mute if stalled else gone, ALONE))
+    watch = _watch(order, meet(order.role, order.listen, order.peers, order.connect_timeout), voice)
     try:
         run: EngineRun = session(folder, order, voice)
-    except ReluctantError:
+        return run
+    except (ReluctantError, OSError):
         raise
     except Exception as error:
-        if watch.lost.wait(3):
-            raise gone from error
+        if lost := watch.lost(3):
+            voice.end(_lost(order, *lost), ALONE)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip(" what:")), repr(error))
         raise EngineError(f"the {order.role} failed: {reason}") from error
     finally:
         watch.finish()
-    return run
 
 
 def main() -> None:
     """Be the party that the folder named on the command line describes."""
     folder, voice = Path(sys.argv[1]), Voice()
-    order = Order(**json.loads((folder / "order.json").read_text()))
+    order = _read_order(folder)
     die_with_parent(folder.parent)
     try:
-        _write_result(folder, _take_part(folder, order, voice))
+        with _writing(order.role, folder):
+            _write_result(folder, _take_part(folder, order, voice))
     except ReluctantError as error:
         voice.end(error, 2)
     voice.end(None, 0)

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from reluctant.engines.spu import Compiled, Machine, Traffic, compile_function
+from reluctant.engines.settings import CLIENT, SERVER
+from reluctant.engines.spu import Compiled, Machine, Traffic, compile_function, in_table
+from reluctant.engines.steps import inner_shapes
 from reluctant.program.operations import Scale, Shape
+from reluctant.program.ops import Program
 
-_SERVER, _CLIENT = 0, 1
 _SMALL = 8
 
 #: So many comparisons use up the first, small stock of oblivious transfers; the second lasts for 100,000s.
@@ -15,16 +17,37 @@ _FIRST_STOCK = 512
 
 
 def prepare(machine: Machine, compiled: Sequence[Compiled]) -> Iterator[tuple[str, Traffic]]:
-    """Run one instance of each kind of work that the programs have; yield what each cost, when it is done.
+    """Do what the protocol does once; yield what each part cost, when it is done.
 
-    The first product makes homomorphic keys and the first comparison oblivious transfers, once for each of the
-    parallel streams that a tensor falls into: so the largest comparison and the largest truncation are run, too.
+    CHEETAH: one instance of each kind of work that the programs have. The first product makes homomorphic keys and the
+    first comparison oblivious transfers, once for each of the parallel streams that a tensor falls into: so the largest
+    comparison and the largest truncation are run, too. ABY3: the server's arrays are shared among the three, who would
+    do it again for every batch otherwise. SEMI2K: nothing; whoever knows a number is its share.
 
     Args:
-        compiled: of the programs that will run.
+        compiled: of the programs that will run, all of one network under ABY3, whose arrays have been put.
     """
-    for part, work in _parts(compiled).items():
-        yield part, sum((_run(machine, *one) for one in work), Traffic())
+    if machine.settings.protocol == "CHEETAH":
+        for part, work in _parts(compiled).items():
+            yield part, sum((_run(machine, *one) for one in work), Traffic())
+    elif machine.settings.protocol == "ABY3":
+        yield "arrays", _share_arrays(machine, compiled[0].program)
+
+
+def _share_arrays(machine: Machine, program: Program) -> Traffic:
+    """Replace the server's private arrays by shares of them: SPU makes these when a shared zero is added."""
+    arrays = {in_table(name, True): shape for name, shape in inner_shapes(program).items()}
+    if not arrays:
+        return Traffic()
+    zero = "prepare:zero"
+    traffic = _run(machine, lambda x, w: x + w, 1, keep=zero)
+
+    def add(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: values[name] + values[zero] for name in arrays}
+
+    traffic += machine.run(compile_function(add, {**arrays, zero: (1,)}, list(arrays), "arrays"))
+    machine.forget(zero)
+    return traffic
 
 
 def _parts(compiled: Sequence[Compiled]) -> dict[str, list[tuple[Callable[[Any, Any], Any], int]]]:
@@ -55,17 +78,22 @@ def _relu(x: Any, w: Any) -> Any:
     return jnp.maximum(x + w, 0)
 
 
-def _run(machine: Machine, function: Callable[[Any, Any], Any], size: int) -> Traffic:
-    """Run ``function`` on a private vector of either party (all zeros), whose sum is shared between them."""
+def _run(machine: Machine, function: Callable[[Any, Any], Any], size: int, keep: str = "") -> Traffic:
+    """Run ``function`` on a private vector of either party (all zeros), whose sum is shared between them.
+
+    Args:
+        keep: a name for what it made; else that is forgotten.
+    """
+    made = keep or "prepare:made"
     shapes: dict[str, Shape] = {"prepare:client": (size,), "prepare:server": (size,)}
 
     def run(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {"prepare:made": function(values["prepare:client"], values["prepare:server"])}
+        return {made: function(values["prepare:client"], values["prepare:server"])}
 
-    executable = compile_function(run, shapes, ["prepare:made"], "prepare")
-    for name, owner in (("prepare:client", _CLIENT), ("prepare:server", _SERVER)):
+    executable = compile_function(run, shapes, [made], "prepare")
+    for name, owner in (("prepare:client", CLIENT), ("prepare:server", SERVER)):
         machine.put(name, None, shapes[name], owner)
     traffic = machine.run(executable)
-    for name in (*shapes, "prepare:made"):
+    for name in shapes if keep else (*shapes, made):
         machine.forget(name)
     return traffic

@@ -1,8 +1,7 @@
-"""What two parties say to each other around the secure computation, and how they run it together.
+"""What the parties say to each other around the secure computation, and how they run it together.
 
-All of it is JSON over SPU's link; no pickle. Each side checks what it is told: the client validates the program that it
-gets, both compile it on their own and compare digests, and at the end each side's count of what it sent must be what
-the other counted as received.
+All of it is JSON over SPU's link; no pickle. Each checks what it is told: whoever gets the program validates it, all
+compile it on their own and compare digests, and at the end what all count as sent must be what all count as received.
 """
 
 import base64
@@ -11,29 +10,24 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
 from reluctant.engines.base import EngineRun, Images, Outputs, check_images
-from reluctant.engines.meeting import LINK_SECONDS
+from reluctant.engines.meeting import no_link
 from reluctant.engines.memory import check_memory, peak_memory
+from reluctant.engines.party import Order, Voice, read_images, read_program
 from reluctant.engines.preparation import prepare
+from reluctant.engines.settings import CLIENT, ROLES, SERVER, Settings
 from reluctant.engines.spu import Compiled, Log, Machine, Tally, Traffic, batches, compile_program, engine_run
 from reluctant.engines.watching import ALONE, Deadline
 from reluctant.errors import EngineError, ReluctantError
 from reluctant.program.operations import Array
 from reluctant.program.ops import Program
 
-if TYPE_CHECKING:
-    from reluctant.engines.party import Order, Voice
-
-Role = Literal["server", "client"]
-SERVER, CLIENT = 0, 1
-
-_VERSION = 1
 _MOST_IMAGES = 1 << 20
 
 #: SPU's own time-out for an answer; a party that is gone is noticed long before, by its connection.
@@ -46,40 +40,31 @@ _LARGEST_BATCH, _LARGEST_VALUE = 16, 1 << 18
 Report = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What both parties must have set alike."""
-
-    fraction_bits: int
-    protocol: str = "CHEETAH"
-    version: int = _VERSION
-
-
-def take_part(folder: Path, order: "Order", voice: "Voice") -> EngineRun:
+def take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
     """Be the party of ``order`` in a run on SPU, with what it finds in ``folder``."""
-    from reluctant.engines.party import read_images, read_program
-
-    rank, other = (SERVER, "client") if order.role == "server" else (CLIENT, "server")
-    log = Log(folder / "spu.log")
-    late = EngineError(f"the {other} at {order.peer} was there, but its link did not open in {LINK_SECONDS} seconds")
-    deadline = Deadline(LINK_SECONDS, lambda: voice.end(late, ALONE))
-    link = _connect(order, rank)
+    assert order.settings is not None
+    log, rank = Log(folder / "spu.log"), ROLES.index(order.role)
+    late = no_link(order.peers, order.link_seconds)
+    deadline = Deadline(order.link_seconds, lambda: voice.end(late, ALONE))
+    link = _connect(order, order.settings)
     deadline.stop()
-    session = Session(rank, link, log, Settings(order.fraction_bits), voice.progress)
-    return session.serve(read_program(folder)) if rank == SERVER else session.query(read_images(folder), order.batch)
+    session = Session(rank, link, log, order.settings, voice.progress)
+    if rank == SERVER:
+        return session.serve(read_program(folder))
+    return session.query(read_images(folder), order.batch) if rank == CLIENT else session.assist()
 
 
-def _connect(order: "Order", rank: int) -> Any:
+def _connect(order: Order, settings: Settings) -> Any:
+    """Return SPU's link to the other parties."""
     from spu import libspu
 
     description = libspu.link.Desc()
     description.recv_timeout_ms = _PATIENCE_MS
     description.connect_retry_times = 1 << 20
     description.connect_retry_interval_ms = 200
-    hosts = [order.listen, order.peer] if rank == SERVER else [order.peer, order.listen]
-    for name, host in zip(("server", "client"), hosts, strict=True):
-        description.add_party(name, host)
-    return libspu.link.create_brpc(description, rank)
+    for name in settings.roles:
+        description.add_party(name, order.listen if name == order.role else order.peers[name])
+    return libspu.link.create_brpc(description, ROLES.index(order.role))
 
 
 def suitable_batch(program: Program) -> int:
@@ -89,46 +74,48 @@ def suitable_batch(program: Program) -> int:
 
 
 class Talk:
-    """JSON messages to and from the other party, counted.
+    """JSON messages to and from the other parties, counted.
 
     Args:
         link: SPU's link.
         rank: of this party.
+        parties: how many there are.
     """
 
-    def __init__(self, link: Any, rank: int) -> None:
-        self._link, self._other = link, 1 - rank
-        self._name = ("server", "client")[1 - rank]
+    def __init__(self, link: Any, rank: int, parties: int = 2) -> None:
+        self._link, self.others = link, [other for other in range(parties) if other != rank]
         self.traffic = Traffic()
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Send a JSON object."""
+    def send(self, message: Mapping[str, Any], *to: int) -> None:
+        """Send a JSON object to the parties ``to``; to all others if none is named."""
         text = json.dumps(message)
-        self._link.send(self._other, text)
-        self.traffic += Traffic(sent=len(text), messages_sent=1)
+        for rank in to or self.others:
+            self._link.send(rank, text)
+            self.traffic += Traffic(sent=len(text), messages_sent=1)
 
-    def receive(self, **expected: type) -> dict[str, Any]:
-        """Return the next object from the other party, checked to have the keys ``expected`` with those types.
+    def receive(self, sender: int, **expected: type) -> dict[str, Any]:
+        """Return the next object from ``sender``, checked to have the keys ``expected`` with those types.
 
         Raises:
-            EngineError: it is nothing of the kind, or the other party says that it gives up.
+            EngineError: it is nothing of the kind, or that party says that it gives up.
         """
-        data = self._link.recv(self._other)
+        name = ROLES[sender]
+        data = self._link.recv(sender)
         self.traffic += Traffic(received=len(data), messages_received=1)
         try:
             message = json.loads(data)
         except (ValueError, RecursionError):
             message = None
         if isinstance(message, dict) and isinstance(message.get("refusal"), str):
-            raise EngineError(f"the {self._name} refused: {message['refusal'][:300]}")
+            raise EngineError(f"the {name} refused: {message['refusal'][:300]}")
         for key, kind in expected.items():
             value = message.get(key) if isinstance(message, dict) else None
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-                raise EngineError(f"the {self._name} sent no {key!r} of type {kind.__name__}; is it the same version?")
+                raise EngineError(f"the {name} sent no {key!r} of type {kind.__name__}; is it the same version?")
         return dict(message or {})
 
     def refuse(self, error: Exception) -> None:
-        """Tell the other party that this one gives up, and why."""
+        """Tell the others that this party gives up, and why."""
         self.send({"refusal": str(error)})
 
     def take(self) -> Traffic:
@@ -149,16 +136,21 @@ class Session:
 
     def serve(self, program: Program) -> EngineRun:
         """Be the server: give the network, learn nothing. Returns the cost; no outputs."""
-        begun, talk = time.perf_counter(), Talk(self.link, SERVER)
+        begun, talk = time.perf_counter(), self._talk()
         self._agree(talk, asdict(self.settings), "settings")
         talk.send({"program": program.public()})
-        wish = talk.receive(images=int, batch=int)
-        images, batch = wish["images"], wish["batch"]
-        if not 1 <= min(batch, images) <= max(batch, images) <= _MOST_IMAGES:
-            error = EngineError(f"the client asks for {images} images in batches of {batch}: expected 1 or more")
-            talk.refuse(error)
-            raise error
-        return self._run(talk, begun, program, program.arrays, None, images, batch)
+        return self._run(talk, begun, program, program.arrays, None, *self._wish(talk))
+
+    def assist(self) -> EngineRun:
+        """Be the helper: give nothing, learn nothing. Returns the cost; no outputs.
+
+        Raises:
+            EngineError: the server's program is not valid, or it is not the same software.
+        """
+        begun, talk = time.perf_counter(), self._talk()
+        self._agree(talk, asdict(self.settings), "settings")
+        program = self._take_program(talk)
+        return self._run(talk, begun, program, None, None, *self._wish(talk))
 
     def query(self, images: Images, batch: int | None) -> EngineRun:
         """Be the client: give the images, learn the outputs.
@@ -167,24 +159,46 @@ class Session:
             ShapeError: the server's network takes other images.
             EngineError: the server's program is not valid, or it is not the same software.
         """
-        begun, talk = time.perf_counter(), Talk(self.link, CLIENT)
+        begun, talk = time.perf_counter(), self._talk()
         self._agree(talk, asdict(self.settings), "settings")
+        program = self._take_program(talk)
         try:
-            program = Program.from_public(talk.receive(program=dict)["program"])
             batch = suitable_batch(program) if batch is None else batch
-            images = check_images(program.input_shape, images, batch)
+            images = check_images(program.input_shape, images, batch, input_range=program.input_range)
         except ReluctantError as error:
             talk.refuse(error)
             raise
         talk.send({"images": len(images), "batch": batch})
         return self._run(talk, begun, program, None, images, len(images), batch)
 
+    def _talk(self) -> Talk:
+        return Talk(self.link, self.rank, len(self.settings.roles))
+
+    def _take_program(self, talk: Talk) -> Program:
+        """Return the server's program; refuse one that is not valid."""
+        try:
+            return Program.from_public(talk.receive(SERVER, program=dict)["program"])
+        except ReluctantError as error:
+            talk.refuse(error)
+            raise
+
+    def _wish(self, talk: Talk) -> tuple[int, int]:
+        """Return how many images the client has, and in what batches; refuse what makes no sense."""
+        wish = talk.receive(CLIENT, images=int, batch=int)
+        images, batch = wish["images"], wish["batch"]
+        if not 1 <= min(batch, images) <= max(batch, images) <= _MOST_IMAGES:
+            error = EngineError(f"the client asks for {images} images in batches of {batch}: expected 1 or more")
+            talk.refuse(error)
+            raise error
+        return images, batch
+
     def _agree(self, talk: Talk, mine: Mapping[str, Any], what: str) -> None:
-        """Raise unless both parties have the same ``mine``."""
+        """Raise unless all parties have the same ``mine``."""
         talk.send({what: dict(mine)})
-        theirs = talk.receive(**{what: dict})[what]
-        if theirs != dict(mine):
-            raise EngineError(f"the two parties differ in their {what}: {_short(mine)} here, {_short(theirs)} there")
+        for other in talk.others:
+            theirs = talk.receive(other, **{what: dict})[what]
+            if theirs != dict(mine):
+                raise EngineError(f"the parties differ in their {what}: {_short(mine)} here, {_short(theirs)} there")
 
     def _run(
         self,
@@ -203,7 +217,7 @@ class Session:
         compiled = {size: compile_program(program, size) for size in sizes}
         self._agree(talk, {"sha256": _digest(compiled)}, "executables")
         self.report("set up", 0, count)
-        machine = Machine(self.link, self.rank, 2, self.settings.protocol, self.settings.fraction_bits, self.log)
+        machine = Machine(self.link, self.rank, self.settings, self.log)
         machine.put_arrays(program, arrays, SERVER)
         setup = sum((traffic for _, traffic in prepare(machine, list(compiled.values()))), Traffic())
         self._agree(talk, {"ready": True}, "readiness")
@@ -218,43 +232,61 @@ class Session:
             found.append([self._reveal(talk, machine, program, name) for name in program.outputs])
         self.report("run", count, count)
         seconds = time.perf_counter() - begun
-        spoken, measured = talk.take(), tally.total()
-        self._balance(talk, setup + spoken + measured)
+        setup, spoken, *steps = self._pool(talk, [setup, talk.take(), *tally.traffic.values()])
+        tally = Tally(dict(zip(tally.traffic, steps, strict=True)), tally.comparisons)
         return engine_run(
             program,
             tally,
             [np.concatenate(values) for values in zip(*found, strict=True)],
-            online=_lasting(measured + spoken, seconds),
+            online=_lasting(tally.total() + spoken, seconds),
             setup=_lasting(setup, setup_seconds),
             images=count,
-            processes=2,
+            processes=len(self.settings.roles),
             batch=sizes[-1],
             fraction_bits=self.settings.fraction_bits,
             memory=peak_memory(),
+            transfers=self.settings.transfers if self.settings.protocol == "CHEETAH" else "",
         )
 
     def _reveal(self, talk: Talk, machine: Machine, program: Program, name: str) -> Outputs:
-        """Give the client the server's share of an output. The server learns nothing and returns no rows."""
+        """Give the client the others' shares of an output. They learn nothing and return no rows."""
         mine, shape = machine.share(name), program.shapes[name]
-        if self.rank == SERVER:
+        if self.rank != CLIENT:
             chunks = [base64.b64encode(chunk).decode() for chunk in mine.share_chunks]
-            talk.send({"meta": base64.b64encode(mine.meta).decode(), "chunks": chunks})
+            talk.send({"meta": base64.b64encode(mine.meta).decode(), "chunks": chunks}, CLIENT)
             return np.zeros((0, *shape), np.float32)
-        message = talk.receive(meta=str, chunks=list)
-        return machine.reveal([_read_share(message, mine), mine], shape)
+        shares = {CLIENT: mine}
+        for other in talk.others:
+            shares[other] = _read_share(talk.receive(other, meta=str, chunks=list), mine, ROLES[other])
+        return machine.reveal([shares[rank] for rank in sorted(shares)], shape)
 
-    def _balance(self, talk: Talk, total: Traffic) -> None:
-        """Raise unless what each party counted as sent is what the other counted as received."""
-        talk.send({"sent": total.sent, "received": total.received})
-        theirs = talk.receive(sent=int, received=int)
-        if (theirs["sent"], theirs["received"]) != (total.received, total.sent):
-            raise EngineError(
-                f"the two parties count differently: {total.sent:,} bytes sent and {total.received:,} received here, "
-                f"{theirs['received']:,} and {theirs['sent']:,} there"
-            )
+    def _pool(self, talk: Talk, mine: list[Traffic]) -> list[Traffic]:
+        """Return what all parties sent, part by part: this one's as sent, that of all others as received.
+
+        Raises:
+            EngineError: what all count as sent is not what all count as received.
+        """
+        talk.send({"traffic": [[part.sent, part.received, part.messages_sent] for part in mine]})
+        pooled, total = [replace(part, received=0, messages_received=0) for part in mine], sum(mine, Traffic())
+        for other in talk.others:
+            theirs = _read_traffic(talk.receive(other, traffic=list)["traffic"], len(mine), ROLES[other])
+            total += sum(theirs, Traffic())
+            seen = [Traffic(received=part.sent, messages_received=part.messages_sent) for part in theirs]
+            pooled = [one + more for one, more in zip(pooled, seen, strict=True)]
+        if total.sent != total.received:
+            raise EngineError(f"the parties count differently: {total.sent:,} bytes sent, {total.received:,} received")
+        return pooled
 
 
-def _read_share(message: Mapping[str, Any], mine: Any) -> Any:
+def _read_traffic(parts: list[Any], count: int, name: str) -> list[Traffic]:
+    """Return what another party counted, which must be of as many parts."""
+    fine = len(parts) == count and all(isinstance(part, list) and len(part) == 3 for part in parts)
+    if not fine or not all(type(number) is int and number >= 0 for part in parts for number in part):
+        raise EngineError(f"the {name} sent counts of another form; is it the same version?")
+    return [Traffic(sent, received, messages) for sent, received, messages in parts]
+
+
+def _read_share(message: Mapping[str, Any], mine: Any, name: str) -> Any:
     """Return the other party's share, which must be of the very form of one's own."""
     from spu import libspu
 
@@ -262,9 +294,9 @@ def _read_share(message: Mapping[str, Any], mine: Any) -> Any:
         meta = base64.b64decode(message["meta"], validate=True)
         chunks = [base64.b64decode(chunk, validate=True) for chunk in message["chunks"]]
     except (ValueError, TypeError) as error:
-        raise EngineError("the server's share of the answer is not base64") from error
+        raise EngineError(f"the {name}'s share of the answer is not base64") from error
     if meta != mine.meta or [len(chunk) for chunk in chunks] != [len(chunk) for chunk in mine.share_chunks]:
-        raise EngineError("the server's share of the answer has another form than the client's")
+        raise EngineError(f"the {name}'s share of the answer has another form than the client's")
     share = libspu.Share()
     share.meta, share.share_chunks = meta, chunks
     return share

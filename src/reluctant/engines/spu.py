@@ -6,6 +6,7 @@ interface for what an executable cost, but writes it to its log after each run, 
 
 import importlib.util
 import itertools
+import json
 import re
 import sys
 import time
@@ -18,10 +19,17 @@ from typing import Any
 import numpy as np
 
 from reluctant.engines.base import EngineRun, Outputs, SiteCost
+from reluctant.engines.settings import Settings
 from reluctant.engines.steps import Step, inner_arrays, inner_shapes, live_after, steps, value_shape
 from reluctant.errors import EngineError, UsageError
 from reluctant.program.operations import INPUT, Array, Shape
 from reluctant.program.ops import Program
+
+#: A disk that takes no file of so many bytes takes no log either.
+_TRIED_BYTES = 1 << 16
+
+#: What SPU calls the kinds of oblivious transfer.
+_TRANSFERS = {"ferret": "YACL_Ferret", "softspoken": "YACL_Softspoken"}
 
 #: Bits after the binary point of SPU's 64-bit fixed-point numbers (its default for this ring).
 FRACTION_BITS = 18
@@ -167,17 +175,18 @@ def _compile(key: _ByDigest, batch: int) -> Compiled:
 
 def _compile_step(step: Step, takes: Mapping[str, Shape], name: str) -> Executable:
     """Compile one step under the names of the symbol table: values and arrays cannot collide there."""
-    table = {_in_table(key, key in step.arrays): key for key in takes}
+    table = {in_table(key, key in step.arrays): key for key in takes}
 
     def function(values: Mapping[str, Any]) -> dict[str, Any]:
         results = step.run({table[key]: value for key, value in values.items()})
-        return {_in_table(key, False): value for key, value in results.items()}
+        return {in_table(key, False): value for key, value in results.items()}
 
     shapes = {key: takes[name] for key, name in table.items()}
-    return compile_function(function, shapes, [_in_table(key, False) for key in step.makes], name)
+    return compile_function(function, shapes, [in_table(key, False) for key in step.makes], name)
 
 
-def _in_table(name: str, array: bool) -> str:
+def in_table(name: str, array: bool) -> str:
+    """Return the name that a value of a program, or an array of it, has in the symbol table."""
     return f"{'array' if array else 'value'}:{name}"
 
 
@@ -205,12 +214,14 @@ class Log:
 
         Raises:
             EngineError: the log does not say.
+            OSError: nothing can be written where it lies.
         """
         with self._path.open(errors="replace") as file:
             file.seek(self._offset)
             found = _LINK.findall(file.read())
             self._offset = file.tell()
         if len(found) != 1:
+            self._path.with_suffix(".try").write_bytes(bytes(_TRIED_BYTES))  # a full disk is the likeliest reason
             raise EngineError(f"SPU's log tells the cost of {len(found)} runs where one was; is it SPU 0.9.5?")
         sent, received, messages_sent, messages_received = map(int, found[0])
         return sent, received, messages_sent, messages_received
@@ -237,42 +248,44 @@ class Machine:
     Args:
         link: SPU's link between the parties.
         rank: which of them this is.
+        settings: the protocol, its fixed point, and how many parties there are.
         log: SPU's log, if costs are to be read from it.
     """
 
-    def __init__(self, link: Any, rank: int, parties: int, protocol: str, fraction_bits: int, log: Log | None) -> None:
+    def __init__(self, link: Any, rank: int, settings: Settings, log: Log | None) -> None:
         from spu import api, libspu
 
-        config = libspu.RuntimeConfig(
-            protocol=getattr(libspu.ProtocolKind, protocol),
-            field=libspu.FieldType.FM64,
-            fxp_fraction_bits=fraction_bits,
-        )
+        config = libspu.RuntimeConfig()
+        if settings.protocol == "CHEETAH":  # its part of the configuration can be set in this way alone
+            config.ParseFromJsonString(json.dumps({"cheetah_2pc_config": {"ot_kind": _TRANSFERS[settings.transfers]}}))
+        config.protocol = getattr(libspu.ProtocolKind, settings.protocol)
+        config.field = libspu.FieldType.FM64
+        config.fxp_fraction_bits = settings.fraction_bits
         config.experimental_enable_colocated_optimization = True  # what one party owns is private, not shared
         config.enable_pphlo_profile = log is not None
-        self.rank, self._parties, self._log = rank, parties, log
+        self.rank, self.settings, self._log = rank, settings, log
         self._secret = libspu.Visibility.VIS_SECRET
-        self._io, self._runtime = api.Io(parties, config), api.Runtime(link, config)
+        self._io, self._runtime = api.Io(len(settings.roles), config), api.Runtime(link, config)
 
     def put(self, name: str, value: Array | None, shape: Shape, owner: int) -> None:
-        """Set a private value. Its owner gives it; the other's share is zero everywhere and is made here, not sent."""
+        """Set a private value. Its owner gives it; the shares of others are zero everywhere and made here, not sent."""
         known = np.zeros(shape, np.float32) if value is None else np.ascontiguousarray(value, np.float32)
         self._runtime.set_var(name, self._io.make_shares(known, self._secret, owner)[self.rank])
 
     def put_arrays(self, program: Program, arrays: Mapping[str, Array] | None, owner: int) -> None:
-        """Set the server's arrays: its own numbers at the server, zero shares at the client (``arrays`` None)."""
+        """Set the server's arrays: its own numbers at the server, zero shares elsewhere (``arrays`` None)."""
         moves = inner_arrays(program)
         for name, shape in inner_shapes(program).items():
             value = None if arrays is None else arrays[name]
             if value is not None and name in moves:
                 value = moves[name](value)
-            self.put(_in_table(name, True), value, shape, owner)
+            self.put(in_table(name, True), value, shape, owner)
 
     def put_images(self, images: Array | None, shape: Shape, batch: int, owner: int) -> None:
-        """Set the images of a batch, ``[B, C, H, W]``, at the client; ``None`` at the server."""
+        """Set the images of a batch, ``[B, C, H, W]``, at the client; ``None`` elsewhere."""
         if images is not None and images.ndim == 4:
             images = images.transpose(0, 2, 3, 1)
-        self.put(_in_table(INPUT, False), images, value_shape(shape, batch), owner)
+        self.put(in_table(INPUT, False), images, value_shape(shape, batch), owner)
 
     def run(self, executable: Executable) -> Traffic:
         """Run an executable on what the symbol table holds; return what that cost this party."""
@@ -287,7 +300,7 @@ class Machine:
         for number, executable in enumerate(compiled.executables):
             tally.add(number, self.run(executable), executable.comparisons)
             for name in forget[number]:
-                self.forget(_in_table(name, False))
+                self.forget(in_table(name, False))
 
     def forget(self, name: str) -> None:
         """Drop a value from the symbol table."""
@@ -295,7 +308,7 @@ class Machine:
 
     def share(self, output: str) -> Any:
         """Return this party's share of an output of the program."""
-        return self._runtime.get_var(_in_table(output, False))
+        return self._runtime.get_var(in_table(output, False))
 
     def reveal(self, shares: Sequence[Any], shape: Shape) -> Outputs:
         """Return the output that all ``shares`` together hold, as ``[B, *shape]`` in the program's order."""
@@ -345,6 +358,7 @@ def engine_run(
     batch: int,
     fraction_bits: int,
     memory: int = 0,
+    transfers: str = "",
 ) -> EngineRun:
     """Return the result of a run from what was counted.
 
@@ -373,4 +387,5 @@ def engine_run(
         batch=batch,
         fraction_bits=fraction_bits,
         memory=memory,
+        transfers=transfers,
     )

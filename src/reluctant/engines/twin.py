@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from reluctant.engines.base import Engine, EngineRun, Images, Progress, Security, check_images
+from reluctant.engines.settings import Settings
 from reluctant.engines.spu import (
     FRACTION_BITS,
     Log,
@@ -59,14 +60,16 @@ class Twin(Engine):
         self, program: Program, images: Images, *, batch: int | None = None, progress: Progress | None = None
     ) -> EngineRun:
         self.check(program)
-        images = check_images(program.input_shape, images, size := 64 if batch is None else batch)
+        images = check_images(
+            program.input_shape, images, size := 64 if batch is None else batch, input_range=program.input_range
+        )
         begun = time.perf_counter()
         from spu import libspu
 
         Log(Path(os.devnull))
         description = libspu.link.Desc()
         description.add_party("twin", "twin")
-        machine = Machine(libspu.link.create_mem(description, 0), 0, 1, "REF2K", self.fraction_bits, None)
+        machine = Machine(libspu.link.create_mem(description, 0), 0, Settings(self.fraction_bits, "REF2K"), None)
         parts = batches(len(images), size)
         compiled = {count: compile_program(program, count) for count in {p.stop - p.start for p in parts}}
         machine.put_arrays(program, program.arrays, 0)

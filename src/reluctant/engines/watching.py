@@ -1,13 +1,20 @@
 """How a party finds out that it is alone: SPU's link itself only waits."""
 
 import os
+import queue
 import shutil
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
+
+from reluctant.engines.settings import Role
+
+#: What a party says to show that it lives.
+PULSE = b"."
 
 #: So often a party says that it lives.
 _PULSE_SECONDS = 1.0
@@ -19,47 +26,61 @@ _GRACE_SECONDS = 1.0
 ALONE, ORPHANED = 4, 5
 
 
+Connections = tuple[socket.socket, socket.socket]
+
+#: What can be wrong with another party.
+Ill = Literal["gone", "silent", "strange"]
+
+
 class PeerWatch:
-    """Tells the other party every second that this one lives, and listens to the same from there.
+    """Tells the other parties every second that this one lives, and listens to the same from them.
 
     Args:
-        speaking, hearing: connections to the other party and from it.
-        patience: seconds of silence after which it counts as stalled.
-        alone: called, once, if it is gone (with false) or silent (with true) before :meth:`finish`; it must end the
-            process.
+        peers: connections to each other party and from it, by its role.
+        patience: seconds of silence after which a party counts as stalled.
+        alone: called with a role and what is wrong if that party is gone, silent, or says anything else, before
+            :meth:`finish`; it must end the process.
     """
 
-    def __init__(
-        self, speaking: socket.socket, hearing: socket.socket, patience: float, alone: Callable[[bool], None]
-    ) -> None:
-        self._speaking, self._hearing, self._alone = speaking, hearing, alone
-        hearing.settimeout(patience)
+    def __init__(self, peers: Mapping[Role, Connections], patience: float, alone: Callable[[Role, Ill], None]) -> None:
+        self._alone = alone
         self._finished = threading.Event()
-        self.lost = threading.Event()
-        for work in (self._speak, self._hear):
-            threading.Thread(target=work, daemon=True).start()
+        self._lost: queue.SimpleQueue[tuple[Role, Ill]] = queue.SimpleQueue()
+        for name, (speaking, hearing) in peers.items():
+            hearing.settimeout(patience)
+            threading.Thread(target=self._speak, args=(speaking,), daemon=True).start()
+            threading.Thread(target=self._hear, args=(name, hearing), daemon=True).start()
 
     def finish(self) -> None:
-        """Say that the other party may go now."""
+        """Say that the other parties may go now."""
         self._finished.set()
 
-    def _speak(self) -> None:
+    def lost(self, seconds: float) -> tuple[Role, Ill] | None:
+        """Return the party that was lost first and what is wrong with it; ``None`` if none is within ``seconds``."""
+        try:
+            return self._lost.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def _speak(self, speaking: socket.socket) -> None:
         with suppress(OSError):
             while not self._finished.wait(_PULSE_SECONDS):
-                self._speaking.sendall(b".")
+                speaking.sendall(PULSE)
 
-    def _hear(self) -> None:
-        stalled = False
+    def _hear(self, name: Role, hearing: socket.socket) -> None:
+        ill: Ill = "gone"
         try:
-            while self._hearing.recv(64):
-                pass
+            while said := hearing.recv(64):
+                if said.strip(PULSE):
+                    ill = "strange"
+                    break
         except TimeoutError:
-            stalled = True
+            ill = "silent"
         except OSError:
             pass
-        self.lost.set()
+        self._lost.put((name, ill))
         if not self._finished.wait(_GRACE_SECONDS):
-            self._alone(stalled)
+            self._alone(name, ill)
 
 
 def die_with_parent(folder: Path) -> None:

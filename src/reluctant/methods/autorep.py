@@ -146,7 +146,9 @@ class AutoReP(MaskMethod):
         """Return ``max(0, cost of the kept ReLUs - limit)`` over the cost of all, with its gradient."""
         cost = torch.stack([job.prices.by_site[n].relu * gate.indicator().sum() for n, gate in gates.items()]).sum()
         full = sum(job.prices.by_site[name].relu * gate.kept.numel() for name, gate in gates.items())
-        return F.relu(cost - (job.limit - job.prices.floor)) / full
+        uniform = job.prices.uniform  # then nothing is fixed but the floor, and no device is waited for
+        fixed = job.prices.fixed([] if uniform else [name for name, gate in gates.items() if gate.kept.any()])
+        return F.relu(cost - (job.limit - fixed)) / full
 
     def refresh(self, gate: HardGate) -> None:
         """Set the coefficients of ``gate`` to the fit of ReLU under its running statistics (DaPa)."""

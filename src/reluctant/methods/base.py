@@ -1,13 +1,11 @@
 """What a method is."""
 
-import inspect
-import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
+from reluctant import papers
 from reluctant.errors import UsageError
 from reluctant.mask import GRANULARITIES, Mask
 from reluctant.masked import MaskedModel
@@ -92,14 +90,12 @@ class Method(ABC):
     @classmethod
     def header(cls) -> str:
         """Return the docstring of the method's file: paper, deviations, symbols."""
-        return inspect.getdoc(sys.modules[cls.__module__]) or ""
+        return papers.header(cls)
 
     @classmethod
     def citation(cls) -> str:
         """Return the paper that the header names, on one line: of several authors the first, of remarks none."""
-        found = re.search(r"^Paper: +(.*?)(?=^\S|\Z)", cls.header(), re.MULTILINE | re.DOTALL)
-        paper = re.split(r"; |(?<=\d)\. ", " ".join(found[1].split()) if found else "none")[0]
-        return re.sub(r"^([A-Z][\w-]+)(?:, [A-Z][\w-]+)+(?: et al)?\. ", r"\1 et al. ", paper).rstrip(".")
+        return papers.citation(cls)
 
     @classmethod
     def granularities(cls) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from reluctant.loop import Loop
 from reluctant.mask import Mask
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.methods.base import MaskMethod
-from reluctant.prices import Prices, SitePrice
+from reluctant.prices import Prices
 from reluctant.probing import probe
 from reluctant.surrogates import Reciprocal, Surrogate
 from reluctant.task import Job
@@ -179,10 +179,10 @@ def keep_best(gates: dict[str, Scored], prices: Prices, limit: float, index: int
 
     Where ReLUs differ in price, that is a knapsack, and solved at every 20th ``index`` of an epoch only.
     """
-    first = next(iter(prices.by_site.values()))
-    if all(price == SitePrice(first.relu) for price in prices.by_site.values()):
+    if prices.uniform:
+        relu = next(iter(prices.by_site.values())).relu
         flat = torch.cat([gate.score.flatten() for gate in gates.values()])
-        best = flat.topk(min(len(flat), max(0, int((limit - prices.floor) / first.relu + 1e-9)))).indices
+        best = flat.topk(min(len(flat), max(0, int((limit - prices.floor) / relu + 1e-9)))).indices
         keep = torch.zeros_like(flat).index_fill_(0, best, 1.0)
         for gate, part in zip(gates.values(), torch.split(keep, [g.keep.numel() for g in gates.values()]), strict=True):
             gate.keep.copy_(part.view_as(gate.keep))

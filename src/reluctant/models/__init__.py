@@ -1,7 +1,8 @@
-"""Networks by name: the zoo, and a user's own.
+"""Networks by name: the zoo, designs, and a user's own.
 
-A zoo name may carry options after a colon, ``resnet18:stem_relu=false,width=32``. A user's network is named
-``path.py:function``. Builders are ordinary functions ``(classes, channels, **options) -> nn.Module``.
+A zoo name may carry options after a colon, ``resnet18:stem_relu=false,width=32``, and so may a design,
+``hybrenet:multipliers=5-7-2,width=8`` or ``sphynx-cifar100-50k``. A user's network is named ``path.py:function``.
+Builders are ordinary functions ``(classes, channels, **options) -> nn.Module``.
 """
 
 import inspect
@@ -13,16 +14,19 @@ from typing import Any, Literal, get_args, get_origin
 
 from torch import nn
 
+from reluctant.designs import DESIGNS
+from reluctant.designs.base import Design, find_design
 from reluctant.errors import UsageError
 from reluctant.models.userfile import build_from_file
 from reluctant.models.weights import load_weights
 from reluctant.models.wrn import wrn
 from reluctant.registry import Registry, unknown
 from reluctant.task import Task
+from reluctant.units import format_setting
 
 __all__ = ["MODELS", "ModelSpec", "load_model"]
 
-Option = bool | int | str
+Option = bool | int | str | tuple[int, ...]
 
 
 class Zoo(Registry):
@@ -35,7 +39,7 @@ class Zoo(Registry):
             return super().__getitem__(name)
         match = self._pattern.fullmatch(name)
         if match is None:
-            raise unknown(self.kind, name, [*self.names(), "wrn-D-K", "path.py:function"])
+            raise unknown(self.kind, name, [*self.names(), "wrn-D-K", *DESIGNS, "path.py:function"])
         try:
             return wrn(int(match[1]), int(match[2]))
         except ValueError as error:
@@ -65,8 +69,8 @@ class ModelSpec:
     """Which network is meant; ``str(spec)`` is the one string that says so, and :meth:`parse` reads it back.
 
     Args:
-        name: a name of the zoo, or ``/absolute/path.py:function``.
-        options: what differs from the builder's defaults; none for a user's function.
+        name: a name of the zoo or of a design, or ``/absolute/path.py:function``.
+        options: what differs from the defaults of the builder or the design; none for a user's function.
 
     Example:
         >>> str(ModelSpec.parse("resnet18:stem_relu=False", width=32))
@@ -81,19 +85,24 @@ class ModelSpec:
         """Return the spec that ``text`` and ``options`` together name, checked against the builder's signature.
 
         Raises:
-            UsageError: a name or an option that does not exist (with the nearest), a value of the wrong kind.
+            UsageError: a name or an option that does not exist (with the nearest), a value of the wrong kind, or
+                settings of which no network can be built.
         """
         name, _, tail = text.partition(":")
         if name.endswith(".py"):
             return cls._parse_file(name, tail, options)
         typed = [item.partition("=") for item in tail.split(",")] if ":" in text else []
-        builder = MODELS[name]
         given: dict[str, Option] = {}
         for key, value in [*((key.strip(), value.strip()) for key, _, value in typed), *options.items()]:
             if key in given:
                 raise UsageError(f"model {text!r}: option {key!r} is given twice")
-            given[key] = _checked(name, builder, key, value)
-        return cls(name, given)
+            given[key] = value
+        design = find_design(name)
+        if design is not None:
+            changed = design.changed(given)
+            return cls(name, {key: getattr(changed, key) for key in given})
+        builder = MODELS[name]
+        return cls(name, {key: _checked(name, builder, key, value) for key, value in given.items()})
 
     @classmethod
     def _parse_file(cls, path: str, function: str, options: Mapping[str, Option]) -> "ModelSpec":
@@ -104,15 +113,30 @@ class ModelSpec:
         return cls(f"{Path(path).expanduser().resolve()}:{function}")
 
     def __str__(self) -> str:
-        tail = ",".join(f"{key}={str(value).lower()}" for key, value in self.options.items())
+        tail = ",".join(f"{key}={format_setting(value)}" for key, value in self.options.items())
         return f"{self.name}:{tail}" if tail else self.name
 
-    def build(self, classes: int, channels: int) -> nn.Module:
+    @property
+    def design(self) -> Design | None:
+        """The design with its settings, where the name is that of a design."""
+        design = find_design(self.name)
+        return None if design is None else design.changed(self.options)
+
+    def build(self, classes: int, channels: int, side: int | None = None) -> nn.Module:
         """Return the network with fresh weights, drawn from torch's global generator.
 
+        Args:
+            side: of the images, the smaller one; designs refuse images that are too small for them.
+
         Raises:
+            ShapeError: a design that cannot read such images.
             UsageError: a user's file that is missing or fails; the message has the line.
         """
+        design = self.design
+        if design is not None:
+            if side is not None:
+                design.check_side(side)
+            return design.network(classes, channels)
         path, _, function = self.name.rpartition(":")
         if path:
             return build_from_file(Path(path), function, classes=classes, channels=channels)
@@ -124,22 +148,24 @@ class ModelSpec:
 def load_model(name: str | ModelSpec, *, task: Task, weights: str | Path | None = None, **options: Option) -> nn.Module:
     """Return the network called ``name`` for the classes and channels of ``task``, in training mode.
 
-    Without ``weights`` they are fresh, drawn from torch's global generator. It is not checked that the network can read
-    images of the task's size: :func:`reluctant.find_sites` runs it and says.
+    Without ``weights`` they are fresh, drawn from torch's global generator. That the network can read images of the
+    task's size is checked of designs alone: :func:`reluctant.find_sites` runs any other and says.
 
     Args:
-        name: a zoo name, with options after a colon if any, or ``path.py:function``.
+        name: a name of the zoo or of a design, with options after a colon if any, or ``path.py:function``.
         weights: a .safetensors file with the state dict of exactly this network.
         options: the same as after a colon.
 
     Raises:
-        UsageError: a name or option that does not exist, or a user's file that fails.
+        UsageError: a name or option that does not exist, a user's file that fails, or a design that is not for such
+            images.
         CheckpointError: weights that are missing, damaged or of another network.
 
     Example:
         >>> model = load_model("resnet18:stem_relu=false", task=task, width=32)
     """
-    model = ModelSpec.parse(str(name), **options).build(len(task.classes), task.input_shape[0])
+    channels, *sides = task.input_shape
+    model = ModelSpec.parse(str(name), **options).build(len(task.classes), channels, min(sides))
     if weights is not None:
         load_weights(model, Path(weights).expanduser())
     return model

@@ -22,7 +22,7 @@ holds exactly.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -110,7 +110,7 @@ class _Groups:
         return self.ratio[node] * (1.0 if root == _ONE else 1 / math.sqrt(self.low[root] * self.high[root]))
 
 
-def _solve(draft: Draft, shapes: dict[str, Shape]) -> dict[str, Numbers]:
+def _solve(draft: Draft, shapes: Mapping[str, Shape]) -> dict[str, Numbers]:
     """Return the scale of each channel of each value."""
     first, nodes = {}, _ONE + 1
     for name, shape in shapes.items():
@@ -143,7 +143,7 @@ def _vanish(groups: _Groups, ties: list[tuple[int, int, float]]) -> None:
             groups.tie(after, before, fitting)
 
 
-def _same(op: Op, shapes: dict[str, Shape]) -> Iterator[tuple[str, int, int]]:
+def _same(op: Op, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, int, int]]:
     """Yield which channel of which input must have the scale of which channel of the output of ``op``."""
     if isinstance(op, Conv2d | Linear) or (isinstance(op, Scale) and (op.scale is not None or op.factors is not None)):
         return

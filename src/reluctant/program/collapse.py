@@ -8,7 +8,7 @@ affine map of the image. The matrices are exact, computed in float64 by differen
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -132,7 +132,7 @@ def _is_affine(op: Op) -> bool:
     return not isinstance(op, MaxPool)
 
 
-def _macs_saved(draft: Draft, end: str, sources: list[str], shapes: dict[str, Shape]) -> int:
+def _macs_saved(draft: Draft, end: str, sources: list[str], shapes: Mapping[str, Shape]) -> int:
     """Return the multiply-accumulates of the operations between ``sources`` and ``end`` that nothing else needs."""
     known = {name: array.shape for name, array in draft.arrays.items()}
     needed = (set(draft.outputs) - {end}) | set(sources)
@@ -145,7 +145,7 @@ def _macs_saved(draft: Draft, end: str, sources: list[str], shapes: dict[str, Sh
     return saved
 
 
-def _replace(draft: Draft, end: str, stretch: list[Op], sources: list[str], shapes: dict[str, Shape]) -> None:
+def _replace(draft: Draft, end: str, stretch: list[Op], sources: list[str], shapes: Mapping[str, Shape]) -> None:
     """Put one product a source, and their sum, in the place of the operation that makes ``end``."""
     matrices, offset = _affine_map(draft, end, stretch, sources, shapes)
     new: list[Op] = []
@@ -180,7 +180,7 @@ def _replace(draft: Draft, end: str, stretch: list[Op], sources: list[str], shap
 
 
 def _affine_map(
-    draft: Draft, end: str, stretch: list[Op], sources: list[str], shapes: dict[str, Shape]
+    draft: Draft, end: str, stretch: list[Op], sources: list[str], shapes: Mapping[str, Shape]
 ) -> tuple[list[Numbers], Numbers]:
     """Return the matrices ``[elements of end, elements of a source]`` and the offset ``[elements of end]``."""
     entering = [torch.zeros(1, *shapes[source], dtype=torch.float64, requires_grad=True) for source in sources]

@@ -1,5 +1,7 @@
 """A program that is still being rewritten, in float64."""
 
+import operator
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -26,20 +28,24 @@ class Draft:
         self.ops: list[Op] = []
         self.arrays: dict[str, Numbers] = {}
         self.outputs: tuple[str, ...] = ()
+        self._checked: list[Op] | None = None
+        self._shapes: dict[str, Shape] = {}
 
-    def shapes(self) -> dict[str, Shape]:
-        """Return the shape of every value."""
-        known = {name: array.shape for name, array in self.arrays.items()}
-        shapes: dict[str, Shape] = {INPUT: self.input_shape}
-        for op in self.ops:
-            shapes[op.output] = check(op, shapes, known)
-        return shapes
+    def shapes(self) -> Mapping[str, Shape]:
+        """Return the shape of every value; asked again without a change between, the same."""
+        if self._checked is None or not _are(self._checked, self.ops):
+            known = {name: array.shape for name, array in self.arrays.items()}
+            self._shapes, self._checked = {INPUT: self.input_shape}, list(self.ops)
+            for op in self.ops:
+                self._shapes[op.output] = check(op, self._shapes, known)
+        return self._shapes
 
     def store(self, name: str, array: Numbers | None) -> str | None:
         """Keep ``array`` under ``name`` and return the name; ``None`` for no array."""
         if array is None:
             return None
         self.arrays[name] = np.asarray(array, np.float64)
+        self._checked = None
         return name
 
     def load(self, name: str | None) -> Numbers | None:
@@ -89,6 +95,11 @@ class Draft:
         self.ops = kept[::-1]
         named = {name for op in self.ops for name in op.arrays()}
         self.arrays = {name: array for name, array in self.arrays.items() if name in named}
+
+
+def _are(some: list[Op], others: list[Op]) -> bool:
+    """Return whether these are the very same operations."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def aligned(shape: Shape, array: Numbers) -> Numbers:

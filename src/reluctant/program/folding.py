@@ -38,8 +38,13 @@ def fold(draft: Draft, *, merging: bool = True) -> None:
     if merging:
         rules += [_merge_linear, _merge_convolutions]
     draft.forget_unused()
-    while any(rule(draft, op) for op in list(draft.ops) for rule in rules):
-        draft.forget_unused()
+    changed = True
+    while changed:
+        changed = False
+        for op in list(draft.ops):
+            if any(op is other for other in draft.ops) and any(rule(draft, op) for rule in rules):
+                draft.forget_unused()
+                changed = True
 
 
 def _drop_nothing(draft: Draft, op: Op) -> bool:

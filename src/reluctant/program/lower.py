@@ -1,7 +1,7 @@
 """From a masked PyTorch model to a program; nothing after this sees PyTorch."""
 
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from reluctant.errors import UnsupportedOperation
+from reluctant.mask import Mask
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.program.aten import CONVERTERS
 from reluctant.program.carrying import carry
@@ -44,11 +45,32 @@ def lower(masked: MaskedModel, without: Collection[str] = ()) -> Program:
         UnsupportedOperation: the model does something that no program has, or depends on the values in a tensor. The
             line of the model's code is named.
     """
+    return lowering(masked, without)(masked.mask)
+
+
+def lowering(masked: MaskedModel, without: Collection[str] = ()) -> Callable[[Mask], Program]:
+    """Return what lowers ``masked`` as it is now under any mask: traced once, for those who try many.
+
+    Raises:
+        UnknownName, UnsupportedOperation: as :func:`lower`.
+    """
     for name in without:
         if name not in REWRITES:
             raise unknown("rewrite", name, list(REWRITES))
     graph, activations = trace(masked)
-    draft = Draft(tuple(masked.sites.input_shape))
+
+    def lowered(mask: Mask) -> Program:
+        for activation in activations:
+            activation.keep.copy_(mask[activation.site.name])
+        return _lower(graph, activations, tuple(masked.sites.input_shape), without)
+
+    return lowered
+
+
+def _lower(
+    graph: GraphModule, activations: list[MaskedActivation], input_shape: tuple[int, ...], without: Collection[str]
+) -> Program:
+    draft = Draft(input_shape)
     _Lowering(graph, activations, draft).run()
     merging = "merge" not in without
     fold(draft, merging=merging)

@@ -43,6 +43,8 @@ class Program:
         array_shapes: name and shape of each of the server's arrays.
         sites: in the order of the network's forward pass.
         arrays: the server's secret; ``None`` on the client's side.
+        input_range: least and largest value of an image for which the fixed point was checked, public; a client
+            refuses others. ``None`` where it was not.
 
     Raises:
         UsageError: the parts contradict each other.
@@ -54,6 +56,7 @@ class Program:
     array_shapes: Mapping[str, Shape]
     sites: tuple[ProgramSite, ...] = ()
     arrays: Mapping[str, Array] | None = field(default=None, repr=False)
+    input_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -79,6 +82,8 @@ class Program:
             for name, array in self.arrays.items():
                 if array.dtype != np.float32 or not np.isfinite(array).all():
                     raise BadOperation(f"array {name!r} is not all finite float32 numbers")
+        if self.input_range is not None and not -math.inf < self.input_range[0] <= self.input_range[1] < math.inf:
+            raise BadOperation(f"its input range is {self.input_range}")
         known = {site.name: site for site in self.sites}
         for op in self.activations():
             if op.site not in known or known[op.site].kept != len(op.kept):
@@ -115,6 +120,7 @@ class Program:
 
     def public(self) -> dict[str, Any]:
         """Return everything that both parties know, as a JSON value: structure, shapes and masks, no array."""
+        checked = {} if self.input_range is None else {"input_range": list(self.input_range)}
         return {
             "format": _FORMAT,
             "input_shape": list(self.input_shape),
@@ -122,6 +128,7 @@ class Program:
             "arrays": {name: list(shape) for name, shape in self.array_shapes.items()},
             "sites": [[site.name, site.kept, site.total, site.surrogate] for site in self.sites],
             "ops": [to_json(op) for op in self.ops],
+            **checked,
         }
 
     @cached_property
@@ -153,6 +160,7 @@ class Program:
                 outputs=decode(value["outputs"], tuple[str, ...], "outputs"),
                 array_shapes={str(k): decode(v, Shape, "arrays") for k, v in value["arrays"].items()},
                 sites=tuple(_decode_site(item) for item in value["sites"]),
+                input_range=decode(value.get("input_range"), tuple[float, float] | None, "input_range"),
             )
         except BadOperation as error:
             raise UsageError(f"the other party's program is not valid: {error}") from error

@@ -42,9 +42,15 @@ GRIDS = (
         "CIFAR-10, ResNet-8, three times the epochs",
         "bench-long",
         "Whether the order holds where all have more time.",
-        budgets=("10%",),
+        budgets=("2%", "10%"),
     ),
-    Grid("cifar100-resnet8", "CIFAR-100, ResNet-8", "bench-cifar100", "Whether the order holds with 100 classes."),
+    Grid(
+        "cifar100-resnet8",
+        "CIFAR-100, ResNet-8",
+        "bench-cifar100",
+        "Whether the order holds with 100 classes.",
+        budgets=("2%", "10%"),
+    ),
 )
 
 

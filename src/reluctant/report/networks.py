@@ -99,7 +99,8 @@ class Network:
 def _setting(run: Record) -> tuple[object, ...]:
     secure = run.secure
     assert secure is not None
-    return (secure["engine"], secure["network"], secure["batch"], secure["fraction_bits"], run.device)
+    made = (secure["engine"], secure.get("transfers", "ferret"))
+    return (*made, secure["network"], secure["batch"], secure["fraction_bits"], run.device)
 
 
 def networks(records: Iterable[Record]) -> tuple[Network, ...]:

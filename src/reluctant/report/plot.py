@@ -7,7 +7,7 @@ a dark one and paper. Names are drawn as they are: neither as markup nor as form
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,6 +237,44 @@ def panels_figure(panels: Sequence[Panel], x: str, y: str, name: str) -> str:
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def stages_figure(rows: Sequence[tuple[str, Mapping[str, int], Mapping[str, int]]], name: str) -> str:
+    """Return an SVG file of the ReLUs and of the multiply-adds that each part of some networks has, on white.
+
+    Args:
+        rows: of each network its name, and both counts by part.
+        name: what the identifiers inside of the SVG are made from, so that equal pictures are equal files.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    parts = sorted({part for _, *counts in rows for count in counts for part in count}, key=_in_order)
+    style = {key: value for key, value in _STYLE.items() if isinstance(value, bool) or key == "axes.grid.axis"}
+    with matplotlib.rc_context({**style, "font.size": 10, "svg.fonttype": "path", "svg.hashsalt": name}):
+        figure = Figure(figsize=(8.8, 3.6), layout="constrained", facecolor="white")
+        FigureCanvasSVG(figure)
+        titles = ("ReLUs, thousands an image", "multiply-adds, millions an image")
+        for which, (axes, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True)):
+            for place, (label, *counts) in enumerate(rows):
+                left = [x + 0.8 * place / len(rows) for x in range(len(parts))]
+                heights = [counts[which].get(part, 0) / (1e6 if which else 1e3) for part in parts]
+                colour = _FILLED[2][0] if place else "#999999"
+                axes.bar(left, heights, width=0.8 / len(rows), align="edge", color=colour, label=label)
+            axes.set_xticks([x + 0.4 for x in range(len(parts))], parts)
+            axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+            axes.set_title(title, loc="left", fontsize=10.5)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(rows), frameon=False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def _in_order(part: str) -> tuple[int, str]:
+    """Sort the stem first and the head last."""
+    return {"stem": 0, "head": 2}.get(part, 1), part
 
 
 def _short(relus: float) -> str:

@@ -139,7 +139,8 @@ def _inference(network: Network) -> str | None:
         return None
     images = max(1, cost["images"])
     figures = f"{format_bytes(cost['bytes'] / images)}, {format_seconds(cost['seconds'] / images)}"
-    return f"{figures} ({run.secure['engine']}, {run.secure['network']}, {run.device})"
+    engine = run.secure["engine"] + ("" if run.secure["private"] else ", NOT PRIVATE")
+    return f"{figures} ({engine}, {run.secure['network']}, {run.device})"
 
 
 def _failed_section(records: Sequence[Record]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from reluctant.records import NetworkCost, Record
+from reluctant.records import NetworkCost, Record, Secure
 from reluctant.report.findings import comparisons_expected, dearer_sentence, promise_held
 from reluctant.report.networks import Network
 from reluctant.units import format_bytes, format_seconds
@@ -70,7 +70,8 @@ def _cost_sentence(ran: Sequence[Network]) -> str:
     costs += [f"{_price(network.cost)} with {network.label}" for network in same if network.cost]
     listed = costs[0] if len(costs) == 1 else f"{', '.join(costs[:-1])}, and {costs[-1]}"
     kind = "private inference" if run.secure["private"] else "a simulation of private inference"
-    return f"As {kind} under {run.secure['engine']} ({run.secure['network']}; {run.device}) one image takes {listed}."
+    where = f"{promise(run.secure)}; {run.secure['network']}; {run.device}"
+    return f"As {kind} under {run.secure['engine']} ({where}) one image takes {listed}."
 
 
 def _price(cost: NetworkCost) -> str:
@@ -78,13 +79,18 @@ def _price(cost: NetworkCost) -> str:
     return f"{format_bytes(cost['bytes'] / images)} and {format_seconds(cost['seconds'] / images)}"
 
 
+def promise(secure: Secure) -> str:
+    """Return what stands beside every number of a run: against whom it was private, or that it was not."""
+    return secure["adversary"] if secure["private"] else "NOT PRIVATE"
+
+
 def measured(network: Network) -> str:
-    """Return what stands beside every latency: protocol, network, batch and hardware; nothing if there was no run."""
+    """Return what stands beside every latency: protocol, promise, network, batch, hardware; nothing without a run."""
     run = network.run
     if run is None or run.secure is None:
         return ""
     secure, processor = run.secure, str(run.environment.get("processor", ""))
-    words = (secure["engine"], secure["network"], f"batch {secure['batch']}", run.device, processor)
+    words = (secure["engine"], promise(secure), secure["network"], f"batch {secure['batch']}", run.device, processor)
     return " · ".join(word for word in words if word)
 
 
@@ -120,8 +126,10 @@ def _of_a_run(network: Network) -> list[tuple[str, str]]:
     if dearer:
         found.append(("Dearer", dearer))
     if not run.secure["private"]:
-        text = f"{run.secure['engine']} only simulates private inference of {network.label}: nothing was hidden."
-        found.append(("Not private", text))
+        why = run.secure["statement"].removeprefix("Not private. ")
+        found.append(
+            ("Not private", f"{run.secure['engine']} only simulates private inference of {network.label}. {why}")
+        )
     reference = "its fixed-point twin" if "argmax_equal_twin" in cost else "torch in float32"
     equal = cost.get("argmax_equal_twin", cost.get("argmax_equal_float", cost["images"]))
     if equal < cost["images"]:

@@ -1,0 +1,94 @@
+"""What one inference of a checkpoint consists of, and what it would cost under the protocols that can be priced."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from reluctant.checkpoints import Checkpoint
+from reluctant.costs import ENGINES, PROTOCOLS
+from reluctant.costs.counting import count
+from reluctant.costs.model import CostModel
+from reluctant.costs.money import Tariff
+from reluctant.costs.networks import Network, parse_network
+from reluctant.errors import UnsupportedOperation
+from reluctant.masked import MaskedModel
+from reluctant.program.lower import lower
+from reluctant.program.ops import Program
+from reluctant.secure import as_masked
+
+
+def count_cost(
+    checkpoint: Checkpoint,
+    engine: str = "cheetah",
+    network: str = "loopback",
+    table: Path | None = None,
+    tariff: Tariff | None = None,
+    without: Collection[str] = (),
+) -> dict[str, Any]:
+    """Return what one inference with one image computes: comparisons, surrogate operations, multiply-adds.
+
+    And what it would cost under ``engine`` over ``network``: the keys of :meth:`Prediction.to_json`, and ``dollars``
+    for 1,000 images. Without them for a network that no secure program computes.
+
+    Args:
+        table: of prices, see :meth:`CostModel.load`.
+        tariff: what machines and traffic cost.
+        without: rewrites of the program to leave out, see :func:`reluctant.program.lower.lower`.
+
+    Raises:
+        UnknownName: no such protocol.
+        UsageError: no such link or table.
+    """
+    prices, link = CostModel.load(engine, table), parse_network(network)
+    masked = as_masked(checkpoint.model, checkpoint.example)
+    counted = _count(checkpoint, masked)
+    try:
+        program = lower(masked, without)
+    except UnsupportedOperation:
+        return counted
+    return counted | _predict(prices, program, link, tariff or Tariff())
+
+
+def compare_costs(
+    checkpoint: Checkpoint,
+    network: str = "loopback",
+    table: Path | None = None,
+    tariff: Tariff | None = None,
+    without: Collection[str] = (),
+) -> dict[str, dict[str, Any]]:
+    """Return what one inference with one image would cost under every protocol, by its name.
+
+    The values and arguments are as for :func:`count_cost`, without what is counted.
+
+    Raises:
+        UsageError: no such link or table.
+        UnsupportedOperation: no secure program computes the network.
+    """
+    link, program = parse_network(network), lower(as_masked(checkpoint.model, checkpoint.example), without)
+    sources = {name: CostModel.load(name, table if name in ENGINES else None) for name in PROTOCOLS}
+    return {name: _predict(prices, program, link, tariff or Tariff()) for name, prices in sources.items()}
+
+
+def _count(checkpoint: Checkpoint, masked: MaskedModel) -> dict[str, Any]:
+    counted = count(checkpoint.dense, masked.sites, checkpoint.example).to_json()
+    mask, operations = masked.mask, masked.surrogate.operations
+    dropped = mask.total - mask.kept
+    counted["relus"] |= {
+        "kept": mask.kept,
+        "sites": len(mask),
+        "sites_kept": mask.sites_kept,
+        "kept_by_site": mask.by_site(),
+    }
+    counted["surrogates"] = {
+        "name": masked.surrogate.name,
+        "squares": dropped * operations.count("square"),
+        "slopes": dropped * operations.count("multiply"),
+        "biases": dropped * operations.count("add"),
+    }
+    return counted
+
+
+def _predict(prices: CostModel, program: Program, link: Network, tariff: Tariff) -> dict[str, Any]:
+    found = prices.predict(program, network=link)
+    paid = None if found.bytes is None or found.seconds is None else tariff.dollars(found.bytes, found.seconds)
+    return found.to_json() | {"dollars": paid, "tariff": tariff.to_json()}
