@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from small import masked_small
-from test_failures import Killer, parties
+from small import masked_small, parties
+from test_failures import Killer
 from torch import nn
 
 from reluctant.engines.ckks import CKKS

@@ -21,6 +21,9 @@ from reluctant.errors import UsageError
 from reluctant.program.collapse import straighten
 from reluctant.program.ops import Program
 
+#: What each party does once it has met the other.
+SESSION = "reluctant.engines.ckks_session:take_part"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CKKS(Engine):
@@ -85,7 +88,7 @@ class CKKS(Engine):
             patience=self.patience,
             network=self.network,
             progress=progress,
-            session="reluctant.engines.ckks_session:take_part",
+            session=SESSION,
         )
 
 

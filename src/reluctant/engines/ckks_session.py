@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from reluctant.engines.base import EngineRun, Images, Outputs, SiteCost, check_images
-from reluctant.engines.homomorphic import Evaluator, KeyHolder, Scheme
+from reluctant.engines.homomorphic import Evaluator, KeyHolder, Scheme, save
 from reluctant.engines.meeting import open_link
 from reluctant.engines.memory import peak_memory
 from reluctant.engines.packing import SCALE_BITS, Parameters, layers, parameters_of
@@ -133,7 +133,7 @@ def _serve(link: Link, program: Program, folder: Path, report: Report, begun: fl
         report("run", part.start, images)
         for layer, made in evaluator.run(found, _receive(link, folder / "ciphertext")):
             if layer.shift is None:
-                made.save(str(folder / "answer"))
+                save(made, folder / "answer")
                 link.send(CLIENT, (folder / "answer").read_bytes())
     report("run", images, images)
     by_site = tuple(SiteCost(site.name, 0, 0, 0, 0, 0, evaluator.seconds.get(site.name, 0.0)) for site in program.sites)

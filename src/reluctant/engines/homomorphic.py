@@ -77,6 +77,18 @@ class Scheme:
         return loaded
 
 
+def save(made: Any, path: Path) -> None:
+    """Write SEAL's object ``made`` to ``path``.
+
+    Raises:
+        OSError: the disk takes no more.
+    """
+    try:
+        made.save(str(path))
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
 class KeyHolder:
     """The client's side: makes the keys, encrypts, decrypts. The secret key is in SEAL's memory and goes nowhere."""
 
@@ -89,8 +101,8 @@ class KeyHolder:
 
     def save_evaluation_keys(self, relinearisation: Path, galois: Path) -> None:
         """Write the two keys by which the server computes; they are public."""
-        self._generator.create_relin_keys().save(str(relinearisation))
-        self._generator.create_galois_keys(self.scheme.parameters.elements).save(str(galois))
+        save(self._generator.create_relin_keys(), relinearisation)
+        save(self._generator.create_galois_keys(self.scheme.parameters.elements), galois)
 
     def encrypt(self, images: Array, path: Path) -> None:
         """Write the ciphertext of ``images [B, ...]``."""
@@ -99,7 +111,7 @@ class KeyHolder:
         flat = images.reshape(len(images), -1)
         slots[: flat.shape[1], : len(images)] = flat.T
         plain = scheme.encode_slots(slots.reshape(-1), scheme.context.first_parms_id(), scheme.scale)
-        self._encryptor.encrypt_symmetric(plain).save(str(path))
+        save(self._encryptor.encrypt_symmetric(plain), path)
 
     def decrypt(self, path: Path, size: int, images: int) -> Array:
         """Return the first ``size`` values of each of ``images`` images, float32 ``[images, size]``."""
