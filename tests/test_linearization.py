@@ -8,6 +8,7 @@ from reluctant.errors import SiteError, UsageError
 from reluctant.linearization import linearize
 from reluctant.methods import METHODS
 from reluctant.secure import secure_run
+from reluctant.surrogates import Hermite
 from reluctant.training import Training, evaluate, finetune, fit
 
 QUICK = {
@@ -92,3 +93,12 @@ def test_modes_are_left_as_they_were(few_digits, fabric):
     secure_run(small, few_digits.images(1), engine="twin")
     for network in (model, small.model):
         assert [network.training, network[1].training, network[3].training] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_budget_zero_drops_every_relu_and_searches_nothing(name, trained, few_digits, fabric, monkeypatch):
+    method = METHODS[name](surrogate=Hermite())
+    monkeypatch.setattr(type(method), "run", lambda *_: pytest.fail("a search began"))
+    small = linearize(trained, method, "0", few_digits, fabric=fabric)
+    assert small.mask.kept == 0
+    assert all((activation.c1 != 1).any() for activation in small.masked())  # fitted, not as they were made

@@ -18,7 +18,7 @@ from reluctant.mask import Mask
 from reluctant.masked import MaskedActivation, attach
 from reluctant.methods.snl import SoftGate
 from reluctant.sites import ActivationSite, find_sites
-from reluctant.surrogates import SURROGATES, Affine, Quadratic, Shift
+from reluctant.surrogates import SURROGATES, Affine, Hermite, Quadratic, Shift
 
 SURROGATE_KINDS = list(SURROGATES.values())
 
@@ -80,7 +80,7 @@ def test_every_network_can_be_trained_with_gates_and_without(network, surrogate)
 @pytest.mark.parametrize("surrogate", SURROGATE_KINDS)
 def test_activation_is_where_keep_relu_else_polynomial(surrogate):
     site = ActivationSite("s", "", (2, 3, 3), 0)
-    activation = MaskedActivation(site, surrogate())
+    activation = MaskedActivation(site, surrogate()).eval()
     activation.start(torch.tensor([0.3, -0.5]), torch.tensor([1.0, 2.0]))
     activation.keep.copy_(torch.rand(2, 3, 3) > 0.5)
     z = torch.randn(5, 2, 3, 3)
@@ -218,3 +218,34 @@ def test_what_runs_at_the_start_is_the_fit_whatever_the_scale(surrogate):
     activation.start(mean, std)
     for coefficient, value in zip(activation.coefficients(), surrogate.fit(mean, std), strict=True):
         torch.testing.assert_close(coefficient.expand(2, 1, 1).flatten(), value)
+
+
+def test_hermite_is_normalised_by_the_batch_in_training_and_by_running_statistics_after_it():
+    site = ActivationSite("s", "", (2, 4, 4), 0)
+    activation = MaskedActivation(site, Hermite())
+    activation.keep.fill_(False)
+    torch.manual_seed(0)
+    z = 3 * torch.randn(512, 2, 4, 4) + torch.tensor([1.0, -2.0]).reshape(2, 1, 1)
+    with torch.no_grad():
+        activation.c0.zero_()
+        activation.c1.fill_(1.0)
+    y = activation.train()(z)
+    u, s = z.mean((0, 2, 3), keepdim=True), z.std((0, 2, 3), keepdim=True)
+    square = (z**2 - 1) / 2**0.5
+    second = (square - square.mean((0, 2, 3), keepdim=True)) / square.std((0, 2, 3), keepdim=True)
+    torch.testing.assert_close(y, 0.5 * (z - u) / s + second / (2 * torch.pi**0.5), rtol=1e-3, atol=1e-3)
+    assert (activation.eval()(z) - y).abs().max() > 0.1  # the running ones have only begun to follow
+    for _ in range(100):
+        activation.train()(z)
+    torch.testing.assert_close(activation.eval()(z), y, rtol=1e-3, atol=1e-3)
+
+
+def test_hermite_starts_near_relu_and_its_outputs_do_not_grow_with_its_input():
+    activation = MaskedActivation(ActivationSite("s", "", (1, 8, 8), 0), Hermite())
+    activation.keep.fill_(False)
+    activation.start(torch.zeros(1), torch.full((1,), 2.0))
+    torch.manual_seed(0)
+    z = 2 * torch.randn(256, 1, 8, 8)
+    error = (activation.eval()(z) - z.relu()).square().mean() / z.relu().square().mean()
+    assert error < 0.03  # 0.0113 / 0.5 at best
+    torch.testing.assert_close(activation.train()(1000 * z).std(), activation(z).std(), rtol=1e-3, atol=0)

@@ -42,7 +42,7 @@ def test_it_round_trips_and_its_digest_is_of_all_of_it():
         ("note", 5, "note is 5, expected text"),
         ("budget", True, "budget is True, expected text"),
         ("budget", 4.5, "budget is 4.5, expected text"),
-        ("budget", 0, "must be above zero"),
+        ("budget", -1, "must be above zero"),
         ("budget", "1e400", "too large"),
         ("method", 3, "method is 3, expected a name"),
         ("method", ["snl"], "expected a name"),

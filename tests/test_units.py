@@ -41,6 +41,8 @@ SITES = find_sites(MODEL, torch.zeros(1, 3, 10, 10))
         ("50_000", 50_000, "relus"),
         (".5k", 500, "relus"),
         ("1e3", 1000, "relus"),
+        ("0", 0, "relus"),
+        ("0.0%", 0, "share"),
     ],
 )
 def test_quantities_are_read(text, value, unit):
@@ -56,7 +58,7 @@ def test_where_a_cost_applies_is_kept():
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "lots", "k", "10 bananas", "0", "-5", "0%", "-1k", "1..2", "nan", "inf", "-inf", "infinity"),
+        *("", "lots", "k", "10 bananas", "0MB", "-5", "0s@cheetah", "-1k", "1..2", "nan", "inf", "-inf", "infinity"),
         *("1e400", "1e400%", "1e999999999k", "1e-400", "9" * 400),
         *("1,5", "1,5k", "1,5000", "12345,678", ",500", "600,00", "1,,000", "1_5", "0,5%"),
         *("10%@cheetah/wan", "50k@cheetah", "7@lan", "10%@", "40MB@", "@cheetah"),
@@ -167,7 +169,9 @@ def test_numbers_out_of_their_bounds_are_refused(value, bounds, reason):
         check_number(value, "x.y", **bounds)
 
 
-@pytest.mark.parametrize(("text", "limit"), [("10%", 32), ("99.9%", 319), ("31", 31), (100, 100), ("0.3k", 300)])
+@pytest.mark.parametrize(
+    ("text", "limit"), [("10%", 32), ("99.9%", 319), ("31", 31), (100, 100), ("0.3k", 300), (0, 0), ("0%", 0)]
+)
 def test_budgets_resolve_to_whole_relus_never_more(text, limit):
     assert Budget.parse(text).resolve(SITES, Prices.count(SITES)) == limit
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from reluctant.report import Report
     from reluctant.secure import SecureRun, secure_run
     from reluctant.sites import Sites, find_sites, swap_activations
-    from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Reciprocal, Shift
+    from reluctant.surrogates import Affine, Constant, Hermite, Identity, Quadratic, Reciprocal, Shift
     from reluctant.task import Job, Task
     from reluctant.training import Evaluation, Training, evaluate, finetune, fit
 
@@ -96,7 +96,7 @@ _HOME = {
     "report": ["Report"],
     "secure": ["SecureRun", "secure_run"],
     "sites": ["Sites", "find_sites", "swap_activations"],
-    "surrogates": ["Affine", "Constant", "Identity", "Quadratic", "Reciprocal", "Shift"],
+    "surrogates": ["Affine", "Constant", "Hermite", "Identity", "Quadratic", "Reciprocal", "Shift"],
     "task": ["Job", "Task"],
     "training": ["Evaluation", "Training", "evaluate", "finetune", "fit"],
 }
@@ -124,6 +124,7 @@ __all__ = [
     "DivergedError",
     "Ebb",
     "Evaluation",
+    "Hermite",
     "HybReNet",
     "Identity",
     "Job",

@@ -29,7 +29,7 @@ class Budget:
         """Return the budget that ``text`` names; a whole number is a number of ReLUs.
 
         Raises:
-            BudgetError: it cannot be read, or is not above zero.
+            BudgetError: it cannot be read, or is below zero, or zero of what is no ReLUs.
         """
         if isinstance(text, Budget):
             return text
@@ -63,8 +63,10 @@ class Budget:
                 f"budget {self.text} is under the {needed} that this network costs with a single ReLU; give more, take "
                 f"a smaller network{' or a faster link' if prices.unit == 'seconds' else ''}"
             )
-        if limit < 1 and prices.unit == "relus":
-            raise BudgetError(f"budget {self.text} is under one of the {sites.total:,} ReLUs of this model; give more")
+        if limit < 1 and prices.unit == "relus" and self.quantity.value:
+            raise BudgetError(
+                f"budget {self.text} is under one of the {sites.total:,} ReLUs of this model; give more, or 0 for none"
+            )
         return limit
 
 

@@ -299,9 +299,8 @@ def be_party(
     """
     found = ENGINES[engine]()
     if not isinstance(found, SpuEngine):
-        raise UsageError(
-            f"engine {engine} has no parties that run on their own; --party is for those on SPU: cheetah, ..."
-        )
+        alone = ", ".join(name for name in ENGINES if issubclass(ENGINES[name], SpuEngine))
+        raise UsageError(f"engine {engine} has no parties that run on their own; --party is for {alone}")
     given = (checkpoint is not None, task is not None)
     if role == "server" and given == (True, False) and checkpoint is not None:
         program, certificate = _checked_program(load_checkpoint(checkpoint), found.fraction_bits)

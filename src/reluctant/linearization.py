@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+#: Training images that surrogates are fitted to where nothing is searched.
+_FIT_IMAGES = 512
+
 #: Keeps what a search found, for the finetune that follows it in another slice.
 FOUND = "linearized.state"
 
@@ -46,7 +49,8 @@ def linearize(
     Args:
         method: for instance ``SNL()``.
         budget: ``"50k"``, ``"10%"`` or a number of ReLUs; ``"40MB@cheetah"`` or ``"2s@cheetah/wan"``, what one image is
-            predicted to cost after set-up.
+            predicted to cost after set-up. ``0`` drops every ReLU: then nothing is searched, whatever the method, whose
+            surrogates start as fits of the ReLUs that they replace.
         table: of prices, from ``reluctant calibrate``; the one that comes with this package if not given.
         directory: keeps the state of an interrupted search, and its result; the same call then goes on from there.
 
@@ -84,7 +88,8 @@ def linearize(
     )
     small = _found(attach(model, sites, method.surrogate), directory, about)
     if small is None:
-        small = method.run(attach(model, sites, method.surrogate), job).to("cpu").eval()
+        whole = attach(model, sites, method.surrogate)
+        small = (method.run(whole, job) if limit else _without_relus(whole, task)).to("cpu").eval()
         small.zero_grad(set_to_none=True)
         if directory is not None and fabric.is_global_zero:
             masks = {name: small.mask[name] for name in sites}
@@ -95,6 +100,13 @@ def linearize(
         kept, most = format_quantity(cost, prices.unit), format_quantity(limit, prices.unit)
         raise BudgetError(f"method {method.name} kept ReLUs for {kept}, over its limit of {most}")
     return small
+
+
+def _without_relus(masked: MaskedModel, task: Task) -> MaskedModel:
+    """Return ``masked`` with every ReLU replaced by its surrogate, fitted to what comes in on training images."""
+    if masked.constants():
+        masked.start_surrogates(task.train.inputs(slice(_FIT_IMAGES)))
+    return masked.set_mask(~Mask.full(masked.sites))
 
 
 def _found(masked: MaskedModel, directory: Path | None, about: str) -> MaskedModel | None:

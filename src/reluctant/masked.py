@@ -21,7 +21,10 @@ from reluctant.calls import Call, Naming, OwnerStack, activation_modules, callin
 from reluctant.errors import ShapeError, SiteError
 from reluctant.mask import Mask
 from reluctant.sites import ActivationSite, Sites, copied, evaluating
-from reluctant.surrogates import Identity, Surrogate, Term
+from reluctant.surrogates import Hermite, Identity, Surrogate, Term
+
+#: Share of a batch in running statistics, as in torch's batch norm.
+_MOMENTUM = 0.1
 
 Coefficients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -31,7 +34,8 @@ class MaskedActivation(nn.Module):
 
     Trained coefficients are the parameters ``c0``, ``c1``, ``c2``, of shape ``[C, 1, 1]`` or of the site; those that a
     surrogate fixes are ``None``. The buffer ``divisor``, ``[C, 1, 1]``, holds the whole numbers whose reciprocals are
-    c1, where a surrogate has such.
+    c1, where a surrogate has such; the buffer ``moments``, ``[4, C, 1, 1]``, running statistics of the input, where a
+    surrogate is normalised by them.
     """
 
     keep: Tensor
@@ -39,12 +43,15 @@ class MaskedActivation(nn.Module):
     c1: nn.Parameter | None
     c2: nn.Parameter | None
     divisor: Tensor | None
+    moments: Tensor | None
 
     def __init__(self, site: ActivationSite, surrogate: Surrogate) -> None:
         super().__init__()
         self.site, self.surrogate = site, surrogate
         self.register_buffer("keep", torch.ones(site.shape, dtype=torch.bool), persistent=False)
         self.register_buffer("divisor", None)
+        shape = (4, site.shape[0], *[1] * (len(site.shape) - 1))
+        self.register_buffer("moments", torch.zeros(shape) if surrogate.normalised else None)
         for name, term in zip(("c0", "c1", "c2"), surrogate.terms, strict=True):
             value = self._shaped(term, torch.zeros(site.shape[0]))
             self.register_parameter(name, nn.Parameter(value) if term in ("channel", "element") else None)
@@ -67,10 +74,12 @@ class MaskedActivation(nn.Module):
                 parameter.copy_(self._shaped(term, value / scale))
             elif term == "reciprocal" and self.divisor is not None:
                 self.divisor.copy_(self._shaped(term, (1 / value).round()))
+        if self.moments is not None:
+            self.moments.copy_(Hermite.normal_moments(mean, std).reshape(self.moments.shape))
 
     def constants(self) -> dict[str, Tensor]:
-        """Return by name the values that stand in for dropped ReLUs here: trained coefficients, and divisors."""
-        named = {"c0": self.c0, "c1": self.c1, "c2": self.c2, "divisor": self.divisor}
+        """Return by name the values that stand in for dropped ReLUs here: trained ones, divisors and statistics."""
+        named = {"c0": self.c0, "c1": self.c1, "c2": self.c2, "divisor": self.divisor, "moments": self.moments}
         return {name: value for name, value in named.items() if value is not None}
 
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,8 +88,16 @@ class MaskedActivation(nn.Module):
         c0, c1, c2 = (None if value is None else value.detach() for value in self.terms())
         return zero if c0 is None else c0, one if c1 is None else c1, zero if c2 is None else c2
 
-    def terms(self) -> Coefficients:
-        """Return c0, c1, c2 for :class:`BlendedReLU`, with gradients; ``None`` for c0 = 0, c1 = 1, c2 = 0."""
+    def terms(self, moments: Tensor | None = None) -> Coefficients:
+        """Return c0, c1, c2 for :class:`BlendedReLU`, with gradients; ``None`` for c0 = 0, c1 = 1, c2 = 0.
+
+        Args:
+            moments: of the input, for a surrogate that is normalised by them; the running ones if not given.
+        """
+        if self.moments is not None:
+            assert self.c0 is not None
+            assert self.c1 is not None
+            return Hermite.folded(self.c0, self.c1, self.moments if moments is None else moments)
         c1: Tensor | None = self.c1
         if self.divisor is not None:
             c1 = self.divisor.reciprocal()
@@ -91,12 +108,21 @@ class MaskedActivation(nn.Module):
 
     def forward(self, z: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """Return ``where(keep, relu(z), surrogate(z))``, of the shape of ``z``."""
-        c0, c1, c2 = self.terms()
+        c0, c1, c2 = self.terms(self._batch_moments(z))
         if c0 is None and c1 is None and c2 is None:
             y: Tensor = KeptReLU.apply(z, self.keep)  # type: ignore[no-untyped-call]
         else:
             y = BlendedReLU.apply(z, self.keep, c0, c1, c2)  # type: ignore[no-untyped-call]
         return y
+
+    def _batch_moments(self, z: Tensor) -> Tensor | None:
+        """Return the statistics of ``z`` that a normalised surrogate is trained with; the running ones follow them."""
+        if self.moments is None or not self.training:
+            return None
+        found = Hermite.moments_of(z).reshape(self.moments.shape)
+        with torch.no_grad():
+            self.moments.lerp_(found, _MOMENTUM)
+        return found
 
     def extra_repr(self) -> str:
         return f"{self.site.name}: {int(self.keep.sum()):,} of {self.site.relus:,} kept, else {self.surrogate.name}"

@@ -11,7 +11,7 @@ from torch import nn
 from reluctant.checkpoints import Origin, weights_digest
 from reluctant.costs.model import CostModel
 from reluctant.costs.networks import NETWORKS, parse_network
-from reluctant.engines.base import EngineRun
+from reluctant.engines.base import Engine, EngineRun
 from reluctant.errors import UsageError
 from reluctant.masked import MaskedModel
 from reluctant.program.certificate import Certificate
@@ -98,7 +98,7 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         "network": run.network,
         "batch": run.run.batch,
         "fraction_bits": run.run.fraction_bits,
-        "public": _public(model),
+        "public": _public(model, run.engine),
         "link": _link(run),
         part: network_cost(run),  # type: ignore[misc]
     }
@@ -114,16 +114,10 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
     )
 
 
-def _public(model: nn.Module) -> list[str]:
+def _public(model: nn.Module, engine: Engine) -> list[str]:
     """Return what a run tells all parties."""
-    told = [
-        "architecture",
-        "masks of kept ReLUs",
-        "shapes",
-        "fixed-point format and range of inputs",
-        "number of images",
-    ]
-    slopes = isinstance(model, MaskedModel) and "reciprocal" in model.surrogate.terms
+    told = list(engine.security.public)
+    slopes = engine.has_twin and isinstance(model, MaskedModel) and "reciprocal" in model.surrogate.terms
     return [*told, "whole numbers whose reciprocals are slopes, a channel"] if slopes else told
 
 
@@ -145,8 +139,9 @@ def network_cost(run: SecureRun) -> NetworkCost:
         "argmax_equal_float": run.argmax_equal_float,
         "max_abs_error_float": run.max_abs_error_float,
     }
-    fixed = {"fixed_point": fixed_point(run.certificate)}
-    cost: NetworkCost = {**engine_costs(run.run), **compared, **fixed}  # type: ignore[typeddict-item]
+    known = {key: value for key, value in compared.items() if value is not None}
+    fixed = {} if run.certificate is None else {"fixed_point": fixed_point(run.certificate)}
+    cost: NetworkCost = {**engine_costs(run.run), **known, **fixed}  # type: ignore[typeddict-item]
     return cost
 
 

@@ -101,13 +101,13 @@ class NetworkCost(TypedDict):
     """What private inference cost with one network: all images, both directions together, set-up apart.
 
     ``argmax_equal_twin`` counts the images whose answer is the one of the fixed-point twin, ``argmax_equal_float``
-    those whose answer is that of the network in float32. ``memory`` is that of the party which needed most, 0 where it
-    was not measured.
+    those whose answer is that of the network in float32; an engine without a twin has only the latter. ``memory`` is
+    that of the party which needed most, 0 where it was not measured.
     """
 
     images: int
-    argmax_equal_twin: int
-    max_abs_error_twin: float
+    argmax_equal_twin: NotRequired[int]
+    max_abs_error_twin: NotRequired[float]
     argmax_equal_float: NotRequired[int]
     max_abs_error_float: NotRequired[float]
     comparisons: int
@@ -412,8 +412,9 @@ def _contradictions(record: Record) -> Iterable[str]:
         yield from _mask_contradictions(record.mask, relus)
     for name in ("dense", "linearized"):
         cost = record.secure.get(name) if record.secure else None
-        if isinstance(cost, dict) and not 0 <= cost["argmax_equal_twin"] <= cost["images"]:
-            yield f"key 'secure.{name}.argmax_equal_twin' counts images, of which there are {cost['images']}"
+        for key in ("argmax_equal_twin", "argmax_equal_float"):
+            if isinstance(cost, dict) and not 0 <= cost.get(key, 0) <= cost["images"]:
+                yield f"key 'secure.{name}.{key}' counts images, of which there are {cost['images']}"
 
 
 def _mask_contradictions(mask: KeptReLUs, relus: Relus) -> Iterable[str]:

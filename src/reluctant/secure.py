@@ -30,19 +30,20 @@ class SecureRun:
 
     Attributes:
         run: what the engine measured.
-        twin, floats: class scores ``[N, K]`` of the fixed-point twin and of torch on the same images.
+        twin, floats: class scores ``[N, K]`` of the fixed-point twin and of torch on the same images; no twin for an
+            engine that computes on other numbers.
         model: the network that was run, as it was given.
-        certificate: whether its numbers fit the fixed point.
+        certificate: whether its numbers fit the fixed point; ``None`` for an engine without one.
     """
 
     engine: Engine
     network: str
     run: EngineRun
-    twin: Outputs
+    twin: Outputs | None
     floats: Outputs
     input_shape: tuple[int, ...]
     model: nn.Module
-    certificate: Certificate
+    certificate: Certificate | None
 
     @property
     def answers(self) -> list[int]:
@@ -50,9 +51,9 @@ class SecureRun:
         return [int(k) for k in self.run.outputs.argmax(1)]
 
     @property
-    def argmax_equal_twin(self) -> int:
-        """Images whose answer is the twin's."""
-        return int((self.run.outputs.argmax(1) == self.twin.argmax(1)).sum())
+    def argmax_equal_twin(self) -> int | None:
+        """Images whose answer is the twin's; ``None`` without one."""
+        return None if self.twin is None else int((self.run.outputs.argmax(1) == self.twin.argmax(1)).sum())
 
     @property
     def argmax_equal_float(self) -> int:
@@ -60,9 +61,9 @@ class SecureRun:
         return int((self.run.outputs.argmax(1) == self.floats.argmax(1)).sum())
 
     @property
-    def max_abs_error_twin(self) -> float:
-        """Largest difference of a class score from the twin's."""
-        return float(np.abs(self.run.outputs - self.twin).max())
+    def max_abs_error_twin(self) -> float | None:
+        """Largest difference of a class score from the twin's; ``None`` without one."""
+        return None if self.twin is None else float(np.abs(self.run.outputs - self.twin).max())
 
     @property
     def max_abs_error_float(self) -> float:
@@ -85,10 +86,12 @@ def secure_run(
     input_range: tuple[float, float] | None = None,
     progress: Progress = silent,
 ) -> SecureRun:
-    """Return the private inference of ``model`` on ``images``, run by ``engine`` and checked against its twin.
+    """Return the private inference of ``model`` on ``images``, run by ``engine`` and checked.
 
-    Before anything is started it is shown that the numbers fit the engine's fixed point, for every image in
-    ``input_range`` or, where that cannot be proven, for these images.
+    It is compared with torch, and with the fixed-point twin if the engine computes on the twin's numbers.
+
+    Before anything is started it is shown that the numbers fit the engine's fixed point, if it has one, for every image
+    in ``input_range`` or, where that cannot be proven, for these images.
 
     Args:
         model: any network; a dense one keeps all its ReLUs.
@@ -117,12 +120,16 @@ def secure_run(
     program = lower(masked)
     chosen.check(program)
     array = np.ascontiguousarray(images.numpy(), dtype=np.float32)
-    box = input_range or (float(array.min()), float(array.max()))
-    certificate = certify(program, box, fraction_bits=chosen.fraction_bits, images=array)
-    certificate.check()
+    certificate = None
+    if chosen.has_twin:
+        box = input_range or (float(array.min()), float(array.max()))
+        certificate = certify(program, box, fraction_bits=chosen.fraction_bits, images=array)
+        certificate.check()
     program = replace(program, input_range=input_range)  # public, so not one that was seen on the images
     run = chosen.run(program, array, batch=batch, progress=progress)
-    twin = run.outputs if chosen.name == "twin" else twin_outputs(program, array, progress=progress)
+    twin = run.outputs if chosen.name == "twin" else None
+    if twin is None and chosen.has_twin:
+        twin = twin_outputs(program, array, progress=progress)
     with torch.no_grad(), evaluating(masked):
         floats = logits(masked(images.clone())).numpy()
     return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model, certificate)

@@ -25,10 +25,13 @@ from reluctant.errors import UnknownName, UsageError
 from reluctant.registry import unknown
 from reluctant.units import as_type_of, check_number
 
-#: How a coefficient is stored: fixed at 0, fixed at 1, trained with one value a channel or an element, or set once to
-#: the reciprocal of a public integer a channel.
-Term = Literal["zero", "one", "channel", "element", "reciprocal"]
+#: How a coefficient is stored: fixed at 0, fixed at 1, trained with one value a channel or an element, set once to the
+#: reciprocal of a public integer a channel, or not at all, since it is ``tied`` to the others.
+Term = Literal["zero", "one", "channel", "element", "reciprocal", "tied"]
 Track = Literal["free", "affine", "polynomial"]
+
+#: Added to variances, as in torch's batch norm.
+_EPSILON = 1e-5
 
 #: No slope may be the reciprocal of a larger number: engines multiply by it.
 LARGEST_DIVISOR = 1 << 10
@@ -41,11 +44,13 @@ class Surrogate:
     Attributes:
         terms: how c0, c1 and c2 are stored.
         operations: what it computes on shares, an element: ``add`` and ``multiply`` by a private constant, ``square``.
+        normalised: whether its coefficients depend on statistics of its input.
     """
 
     name: ClassVar[str]
     terms: ClassVar[tuple[Term, Term, Term]]
     operations: ClassVar[tuple[str, ...]]
+    normalised: ClassVar[bool] = False
 
     @property
     def track(self) -> Track:
@@ -195,7 +200,56 @@ class Quadratic(Surrogate):
         return quadratic_fit(mean, std)
 
 
-SURROGATES: dict[str, type[Surrogate]] = {s.name: s for s in (Identity, Shift, Constant, Reciprocal, Affine, Quadratic)}
+@dataclass(frozen=True, kw_only=True)
+class Hermite(Surrogate):
+    """The Hermite expansion of ReLU to degree 2, each of its polynomials normalised on its own, as in AESPA.
+
+    ``b + g (c1 N(h1(z)) + c2 N(h2(z)))`` with the Hermite polynomials ``h1 = z``, ``h2 = (z^2 - 1) / sqrt(2)`` and
+    ReLU's coefficients ``c1 = 1 / 2``, ``c2 = 1 / (2 sqrt(pi))``; N takes off the mean a channel and divides by the
+    deviation: of the batch in training, running ones afterwards, as batch norm does. Trained are b and g a channel. So
+    neither the square nor the line can grow from layer to layer, which keeps a network of them trainable. Afterwards it
+    is ``c2 z^2 + c1 z + c0`` a channel and costs what :class:`Quadratic` does.
+
+    Source: Park, Kim, Jung, Ahn, arXiv:2201.06699, whose text was not at hand: the form is a reconstruction.
+    Theirs takes the place of batch norm and is trained from scratch; here the network's own batch norms stay, and b and
+    g start where the output has ReLU's mean and slope. A search that puts gates at the sites sees the running
+    statistics only.
+    """
+
+    name: ClassVar[str] = "hermite"
+    terms: ClassVar[tuple[Term, Term, Term]] = ("channel", "channel", "tied")
+    operations: ClassVar[tuple[str, ...]] = Quadratic.operations
+    normalised: ClassVar[bool] = True
+
+    def fit(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> tuple[Tensor, Tensor, Tensor]:
+        phi, cdf = _normal(mean, std)
+        return mean * cdf + std * phi, std, torch.zeros_like(mean)
+
+    @staticmethod
+    def folded(b: Tensor, g: Tensor, moments: Float[Tensor, "4 ..."]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return c0, c1, c2 of the parabola. ``moments`` are mean and variance of z, then of z^2."""
+        c1 = g / 2 * (moments[1] + _EPSILON).rsqrt()
+        c2 = g / (2 * math.sqrt(math.pi)) * (moments[3] + _EPSILON).rsqrt()
+        return b - c1 * moments[0] - c2 * moments[2], c1, c2
+
+    @staticmethod
+    def moments_of(z: Float[Tensor, "B C ..."]) -> Float[Tensor, "4 C"]:
+        """Return mean and variance of z, then of z^2, a channel, with their gradients."""
+        flat = z.float().transpose(0, 1).flatten(1)
+        variance, mean = torch.var_mean(flat, 1, correction=0)
+        variance_of_square, mean_of_square = torch.var_mean(flat**2, 1, correction=0)
+        return torch.stack([mean, variance, mean_of_square, variance_of_square])
+
+    @staticmethod
+    def normal_moments(mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> Float[Tensor, "4 C"]:
+        """Return the same for a z of normal distribution."""
+        square = std**2
+        return torch.stack([mean, square, mean**2 + square, 2 * square**2 + 4 * mean**2 * square])
+
+
+SURROGATES: dict[str, type[Surrogate]] = {
+    s.name: s for s in (Identity, Shift, Constant, Reciprocal, Affine, Quadratic, Hermite)
+}
 
 
 def surrogate_from_json(value: Any, default: Surrogate | None = None) -> Surrogate:

@@ -30,8 +30,8 @@ def parse_quantity(text: str) -> Quantity:
     """Return the quantity that ``text`` names; ``where`` is what stands behind an @ (``cheetah/wan``).
 
     Raises:
-        BudgetError: no number, a unit that is not known, a value that is not above zero or not finite, or an @ behind
-            what costs the same everywhere.
+        BudgetError: no number, a unit that is not known, a value that is not above zero (ReLUs and a share of them may
+            be zero) or not finite, or an @ behind what costs the same everywhere.
 
     Example:
         >>> parse_quantity("12.9k")
@@ -45,8 +45,9 @@ def parse_quantity(text: str) -> Quantity:
         hint = " (a comma only parts groups of three digits)" if "," in amount else ""
         raise BudgetError(f"budget {text!r} is not a number with a unit{hint}; {_FORM}")
     number, unit = match[1].replace(",", "").replace("_", ""), match[2].lower()
-    if not float(number) > 0:
-        raise BudgetError(f"budget {text!r} must be above zero; {_FORM}")
+    none = Decimal(number) == 0 and (unit == "%" or unit in _COUNT)
+    if not (float(number) > 0 or none):
+        raise BudgetError(f"budget {text!r} must be above zero, or no ReLUs at all (0); {_FORM}")
     if float(number) > 1e100:
         raise BudgetError(f"budget {text!r} is too large to be one; {_FORM}")
     if unit == "%":
@@ -79,11 +80,12 @@ def parse_target(text: str) -> Quantity:
     """
     match = re.fullmatch(rf"({_NUMBER})\s*([kmg]?mac)s?", text.strip().lower())
     if match is None:
-        return parse_quantity(text)
-    value = float(match[1].replace(",", "").replace("_", "")) * _MACS[match[2]]
-    if not value > 0:
+        quantity = parse_quantity(text)
+    else:
+        quantity = Quantity(float(match[1].replace(",", "").replace("_", "")) * _MACS[match[2]], "macs")
+    if not quantity.value > 0:
         raise BudgetError(f"target {text!r} must be above zero, as in 500MMAC")
-    return Quantity(value, "macs")
+    return quantity
 
 
 _RATE = {"bps": 1.0, "kbps": 1e3, "mbps": 1e6, "gbps": 1e9}

@@ -351,3 +351,26 @@ def test_a_small_checkpoint_is_measured_as_it_is_kept(cli, digits):
     assert all(torch.equal(p, p.bfloat16().float()) for p in network.parameters())
     assert made["recipe"]["small"]
     assert cli("linearize", "t", "--method", "random", "--budget", "10%", *QUICK, "--out", "s").code == 0
+
+
+@pytest.mark.secure
+def test_a_polynomial_network_runs_encrypted(in_folder, cli):
+    """From a trained network to its encrypted answers, and a card that knows what they were compared with."""
+    Path("mine.py").write_text(
+        "from torch import nn\n"
+        "def build(classes, channels):\n"
+        "    parts = [nn.Conv2d(channels, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU()]\n"
+        "    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    assert cli("train", "mine.py:build", "--task", "digits", "--epochs", "3", "--out", "t").code == 0
+    words = ("linearize", "t", "--method", "random", "--budget", "0", "--set", "method.surrogate=hermite", *QUICK)
+    record = json.loads(cli(*words, "--out", "p", "--json").out)
+    assert record["relus"]["kept"] == 0
+    assert record["surrogate"] == "hermite"
+    assert "keeps 64 ReLUs; CKKS evaluates polynomials only" in cli("run", "t", "--engine", "ckks").err
+    assert cli("evaluate", "p", "--twin").code == 0
+    ended = cli("run", "p", "--engine", "ckks", "--images", "8")
+    assert "8 of 8 as plain torch" in ended.out, ended.err
+    card = json.loads(cli("report", ".", "--json").out)
+    (secure,) = [one["secure"] for one in card if one["secure"]]
+    assert (secure["engine"], secure["processes"], secure["linearized"]["argmax_equal_float"]) == ("ckks", 2, 8)

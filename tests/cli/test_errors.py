@@ -42,7 +42,7 @@ def test_unknown_names_come_with_the_nearest(refused, teacher):
     ("budget", "reason"),
     [
         ("600k", "reaches all 2,304 ReLUs of this model (7 sites); nothing to linearize"),
-        ("0", "must be above zero"),
+        ("0MB@cheetah", "must be above zero"),
         ("-5", "must be above zero"),
         ("10 parsecs", "unknown unit 'parsecs'"),
         ("many", "is not a number with a unit"),

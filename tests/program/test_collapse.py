@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from interpret import interpret
 from test_lower import PreActivation, check_same, kinds, masked
 from torch import nn
 
-from reluctant.errors import UnknownName
+from reluctant.errors import UnknownName, UnsupportedOperation
 from reluctant.mask import Mask
 from reluctant.models.resnet import resnet8
+from reluctant.program import collapse
+from reluctant.program.collapse import straighten
 from reluctant.program.lower import lower
-from reluctant.program.operations import Activation, Linear
+from reluctant.program.operations import Activation, Add, Linear, Reshape
 from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Reciprocal, Shift
 
 IMAGE = (3, 16, 16)
@@ -83,3 +86,29 @@ def test_rewrites_can_be_left_out():
     assert kinds(lower(network, without=["collapse", "carry"])).count("scale") > 0
     with pytest.raises(UnknownName, match="unknown rewrite 'fold'"):
         lower(network, without=["fold"])
+
+
+class Bare(nn.Module):
+    """Activations with nothing linear before, between or behind them."""
+
+    def forward(self, x):
+        return torch.relu(torch.relu(x).flatten(1))
+
+
+@pytest.mark.parametrize("model", [lambda: resnet8(5, 3, width=2), PreActivation, Bare])
+def test_straight_programs_are_matrices_between_squares(model):
+    program = lower(masked(model(), 0.0, Quadratic(), (3, 8, 8)))
+    straight = straighten(program)
+    for op in straight.ops:
+        assert isinstance(op, Linear | Add | Reshape | Activation)
+    entering = {name for op in straight.activations() for name in op.inputs} | set(straight.outputs)
+    assert not entering & {op.output for op in straight.activations()}
+    images = torch.randn(3, 3, 8, 8)
+    for made, expected in zip(interpret(straight, images), interpret(program, images), strict=True):
+        torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_matrix_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(collapse, "LARGEST_MATRIX", 1000)
+    with pytest.raises(UnsupportedOperation, match=r"is a matrix of .* numbers, expected at most 1,000"):
+        straighten(lower(masked(resnet8(5, 3, width=2), 0.0, Quadratic(), (3, 8, 8))))

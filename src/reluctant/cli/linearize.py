@@ -34,8 +34,8 @@ def linearize(
         str | None,
         typer.Option(
             "--budget",
-            help="ReLUs to keep (50k, 12900), a share of them (10%), or what one image may cost after set-up: "
-            "30MB@cheetah, 2s@cheetah/wan; 9GB@delphi and 2s@circa/lan with the preparation of the image, "
+            help="ReLUs to keep (50k, 12900; 0 for none), a share of them (10%), or what one image may cost after "
+            "set-up: 30MB@cheetah, 2s@cheetah/wan; 9GB@delphi and 2s@circa/lan with the preparation of the image, "
             "2s@delphi:online/lan without.",
             show_default=False,
         ),

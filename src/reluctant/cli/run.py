@@ -51,6 +51,9 @@ def run(
     and architecture are public. Engine aby3 has a third process, the helper, that holds nothing; semi2k only simulates
     costs, and is not private. The answers are compared with the fixed-point twin and with plain torch.
 
+    Under `ckks` the server computes on ciphertexts; the network may keep no ReLU (`linearize --budget 0`), there is no
+    twin, and masks and architecture are not told.
+
     With `--party` this machine is only one of them: the server gives its checkpoint, the client its `--task` and
     `--images`, a helper nothing; each says where it listens and where the others do. Then there is nothing to compare
     with.
@@ -77,11 +80,15 @@ def run(
             transfers=transfers,
             progress=progress,
         )
+    equal = f"{done.argmax_equal_float} of {images}"
+    if done.twin is not None:
+        equal = f"{done.argmax_equal_twin} of {images} as the twin, {done.argmax_equal_float}"
+    proof = "" if done.certificate is None else f"; fixed point: {done.certificate}"
     show(
         {**_promise(engine), "transfers": done.run.transfers, **network_cost(done)},
-        f"{checkpoint}: classes {done.answers}; {done.argmax_equal_twin} of {images} as the twin, "
-        f"{done.argmax_equal_float} as plain torch (scores off by at most {done.max_abs_error_float:.1g}); "
-        f"{_costs(done.run)} ({engine}, {done.engine.security.label}, {network}); fixed point: {done.certificate}",
+        f"{checkpoint}: classes {done.answers}; {equal} as plain torch "
+        f"(scores off by at most {done.max_abs_error_float:.1g}); "
+        f"{_costs(done.run)} ({engine}, {done.engine.security.label}, {network}){proof}",
         json,
     )
 

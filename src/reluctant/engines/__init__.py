@@ -9,5 +9,6 @@ ENGINES = Registry(
         "cheetah": "reluctant.engines.cheetah:Cheetah",
         "aby3": "reluctant.engines.aby3:Aby3",
         "semi2k": "reluctant.engines.semi2k:Semi2k",
+        "ckks": "reluctant.engines.ckks:CKKS",
     },
 )

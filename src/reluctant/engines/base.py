@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluctant.errors import ShapeError, UsageError
+from reluctant.program.operations import Shape
 from reluctant.program.ops import Program
 
 Images = NDArray[np.float32]
@@ -30,6 +31,7 @@ class Security:
         private: whether inputs and weights are hidden from the other party at all.
         offline_included: whether the measured cost includes all preparatory work of the protocol.
         statement: the same in sentences, for a report.
+        public: what a run tells all parties.
     """
 
     adversary: str
@@ -38,6 +40,13 @@ class Security:
     private: bool
     offline_included: bool
     statement: str
+    public: tuple[str, ...] = (
+        "architecture",
+        "masks of kept ReLUs",
+        "shapes",
+        "fixed-point format and range of inputs",
+        "number of images",
+    )
 
     @property
     def label(self) -> str:
@@ -54,7 +63,7 @@ class SiteCost:
         comparisons: secure comparisons that were executed, over all images.
         comparison_bytes, surrogate_bytes: of the kept ReLUs, and of what stands in for the dropped ones.
         messages: send actions of both parties.
-        seconds: wall time at the client.
+        seconds: wall time at the client; at the server where the client takes no part in it.
     """
 
     name: str
@@ -106,10 +115,13 @@ class EngineRun:
 
 
 class Engine(ABC):
-    """Runs programs. Settings are the fields of the dataclass that implements it; all have ``fraction_bits``."""
+    """Runs programs. Settings are the fields of the dataclass that implements it."""
 
     name: ClassVar[str]
     security: ClassVar[Security]
+    #: Whether it computes on the fixed-point numbers of the twin, which then answers what it should.
+    has_twin: ClassVar[bool] = True
+    #: Of those numbers; an engine without a twin has none.
     fraction_bits: int
 
     @abstractmethod
@@ -137,22 +149,26 @@ class Engine(ABC):
         """
 
 
-def check_images(program: Program, images: NDArray[Any], batch: int) -> Images:
+def check_images(
+    shape: Shape, images: NDArray[Any], batch: int, *, input_range: tuple[float, float] | None = None
+) -> Images:
     """Return ``images`` as contiguous float32.
+
+    Args:
+        shape: of one image, as the program takes it.
+        input_range: least and largest value for which the program's fixed point was checked.
 
     Raises:
         ShapeError: they do not fit the program, there are none, or some number is not finite.
-        UsageError: ``batch`` is not positive, or a value lies outside of the program's input range. The message says
+        UsageError: ``batch`` is not positive, or a value lies outside of ``input_range``. The message says
             no more of the images, since the client sends it to the server.
     """
-    if images.ndim != 1 + len(program.input_shape) or images.shape[1:] != program.input_shape or not len(images):
-        raise ShapeError(
-            f"images have the shape {images.shape}, the program takes one or more of {program.input_shape}"
-        )
+    if images.ndim != 1 + len(shape) or images.shape[1:] != shape or not len(images):
+        raise ShapeError(f"images have the shape {images.shape}, the program takes one or more of {shape}")
     if not np.isfinite(images).all():
         raise ShapeError("images hold numbers that are not finite; normalise them first")
-    if program.input_range is not None:
-        low, high = program.input_range
+    if input_range is not None:
+        low, high = input_range
         if images.min() < low or images.max() > high:
             raise UsageError(
                 f"an image holds values outside of [{low:.4g}, {high:.4g}], for which the network's fixed point was "

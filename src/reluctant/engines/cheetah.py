@@ -63,6 +63,6 @@ class Cheetah(SpuEngine):
             return super().run(program, images, batch=batch, progress=progress)
         self.check(program)
         together = suitable_batch(program) if batch is None else batch
-        count = len(check_images(program, images, together))
+        count = len(check_images(program.input_shape, images, together, input_range=program.input_range))
         chosen = replace(self, transfers=cheaper_transfers(program, count, together, self.network))
         return chosen.run(program, images, batch=batch, progress=progress)

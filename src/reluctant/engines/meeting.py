@@ -1,4 +1,4 @@
-"""The parties find each other on plain sockets before they open SPU's link.
+"""The parties find each other on plain sockets before they open the link that they compute over.
 
 SPU's link loses seconds when one side calls before the other listens, and waits without end for one that never comes.
 So each party first listens at its own port itself, calls the others until they answer, and only when all have heard
@@ -16,8 +16,12 @@ from reluctant.engines.watching import Connections
 from reluctant.errors import EngineError, UsageError
 
 _CALL, _REFUSAL = "reluctant {} calls {}", "reluctant {} only"
+_LINK = "link of reluctant {} to {}"
 _ANSWER, _READY = b"welcome", b"ready"
 _PAUSE_SECONDS, _ANSWER_SECONDS = 0.05, 5.0
+
+#: Parties that have met open their link within a second or two; a slow machine may take longer.
+LINK_SECONDS = 60
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -65,7 +69,7 @@ def listen_at(address: str) -> socket.socket:
 def meet(role: Role, listen: str, peers: Mapping[Role, str], seconds: float) -> dict[Role, Connections]:
     """Return when all parties are there, at about the same time in each: by role, a connection to it and one from it.
 
-    They stay open beside SPU's link; nobody listens any more.
+    They stay open beside the link; nobody listens any more.
 
     Args:
         role: of this party.
@@ -94,13 +98,42 @@ def meet(role: Role, listen: str, peers: Mapping[Role, str], seconds: float) -> 
     return met
 
 
+def open_link(role: Role, listen: str, peers: Mapping[Role, str], seconds: float) -> socket.socket:
+    """Return one more connection between two parties that have met, for an engine that brings no link of its own.
+
+    Raises:
+        EngineError: the port is in use, or the other party opened none within ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    ((other, peer),) = peers.items()
+    if role == "client":
+        connection = _call(role, other, peer, deadline, _LINK)
+    else:
+        with listen_at(listen) as listener:
+            called = _Called(listener, role, peers, _LINK)
+            called.missing(deadline)
+            called.stop()
+        connection = called.connections.get(other)
+    if connection is None:
+        raise no_link(peers, seconds)
+    connection.settimeout(None)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def no_link(peers: Mapping[Role, str], seconds: float) -> EngineError:
+    """Return what a party says that has met the others and then waited ``seconds`` for their link."""
+    others = " and ".join(f"the {name} at {peer}" for name, peer in peers.items())
+    return EngineError(f"{others} answered, but the link did not open in {seconds:g} seconds; this party stopped")
+
+
 class _Called(threading.Thread):
     """Answers the calls of the other parties, on a thread of its own: all call at once."""
 
-    def __init__(self, listener: socket.socket, role: Role, peers: Mapping[Role, str]) -> None:
+    def __init__(self, listener: socket.socket, role: Role, peers: Mapping[Role, str], call: str = _CALL) -> None:
         super().__init__(daemon=True)
         self._role, self._peers = role, peers
-        self._expected = {_CALL.format(other, role).encode(): other for other in peers}
+        self._expected = {call.format(other, role).encode(): other for other in peers}
         self._listener, self._stopped, self._heard = listener, threading.Event(), threading.Event()
         self.connections: dict[Role, socket.socket] = {}
         listener.settimeout(_PAUSE_SECONDS)
@@ -147,7 +180,7 @@ class _Called(threading.Thread):
         self.join()
 
 
-def _call(role: Role, other: Role, peer: str, deadline: float) -> socket.socket | None:
+def _call(role: Role, other: Role, peer: str, deadline: float, call: str = _CALL) -> socket.socket | None:
     """Return a connection to the party that answers at ``peer``; ``None`` if nobody does before ``deadline``."""
     address = parse_address(peer)
     while time.monotonic() < deadline:
@@ -158,10 +191,11 @@ def _call(role: Role, other: Role, peer: str, deadline: float) -> socket.socket 
             continue
         answer = b""
         with suppress(OSError):
-            connection.sendall(_CALL.format(role, other).encode())
-            answer = connection.recv(64)
-        if answer == _ANSWER:
-            return connection
+            connection.sendall(call.format(role, other).encode())
+            answer = connection.recv(len(_ANSWER))  # and no more: what follows belongs to the link
+            if answer == _ANSWER:
+                return connection
+            answer += connection.recv(64)
         connection.close()
         found = next((name for name in ROLES if answer == _REFUSAL.format(name).encode()), None)
         if found == other:

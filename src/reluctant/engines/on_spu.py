@@ -42,7 +42,9 @@ class SpuEngine(Engine):
         self, program: Program, images: Images, *, batch: int | None = None, progress: Progress | None = None
     ) -> EngineRun:
         self.check(program)
-        images = check_images(program, images, 1 if batch is None else batch)
+        images = check_images(
+            program.input_shape, images, 1 if batch is None else batch, input_range=program.input_range
+        )
         together = min(len(images), batch or suitable_batch(program))
         check_memory(self.name, program, together, self.security.parties)
         return run_locally(

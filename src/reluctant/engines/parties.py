@@ -24,7 +24,7 @@ from reluctant.engines.base import EngineRun, Images, Progress
 from reluctant.engines.meeting import free_ports, parse_address
 from reluctant.engines.party import Order, read_result, write_order
 from reluctant.engines.relay import Relay
-from reluctant.engines.settings import Role, Settings
+from reluctant.engines.settings import ROLES, Role, Settings
 from reluctant.engines.spu import require_spu
 from reluctant.engines.watching import ALONE
 from reluctant.errors import EngineError, ReluctantError, UsageError
@@ -110,22 +110,25 @@ def run_locally(
     program: Program,
     images: Images,
     *,
-    settings: Settings,
+    settings: Settings | None,
     batch: int | None,
     connect_timeout: float,
     patience: float,
     network: Network,
     progress: Progress | None,
+    session: str = Order.session,
 ) -> EngineRun:
     """Run all parties as processes of this machine, on loopback, and return what the client learned.
 
     Args:
+        settings: of SPU, which also say who takes part; ``None`` for a server and a client that do without it.
         network: if it is not loopback itself, a relay between any two of them imitates it.
+        session: what a party does, see :class:`Order`; SPU's if not given.
 
     Raises:
         EngineError: a party died or they could not connect; all have ended.
     """
-    roles = settings.roles
+    roles = ROLES[:2] if settings is None else settings.roles
     listen = {role: f"127.0.0.1:{port}" for role, port in zip(roles, free_ports(len(roles)), strict=True)}
     given: dict[Role, dict[str, Any]] = {"server": {"program": program}, "client": {"images": images}}
     with ExitStack() as stack:
@@ -133,11 +136,12 @@ def run_locally(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reluctant-")))
         children = {}
         for role in roles:
-            order = Order(role, listen[role], peers[role], settings, connect_timeout, patience, batch)
+            order = Order(role, listen[role], peers[role], settings, connect_timeout, patience, batch, session)
             children[role] = _start(stack, folder, order, **given.get(role, {}))
         _supervise(list(children.values()), children["client"], progress)
         runs = {role: read_result(child.folder) for role, child in children.items()}
-        return replace(runs["client"], memory=max(run.memory for run in runs.values()))
+        by_site = runs["client"].by_site or runs["server"].by_site  # a client may not even know that there are sites
+        return replace(runs["client"], memory=max(run.memory for run in runs.values()), by_site=by_site)
 
 
 def _joined(stack: ExitStack, listen: Mapping[Role, str], network: Network) -> dict[Role, dict[Role, str]]:

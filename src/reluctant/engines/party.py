@@ -4,6 +4,7 @@ The folder holds what this party alone knows: the server's program and arrays, o
 has to say to whoever started it goes to standard output, a JSON object a line; its result goes into the folder.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -16,20 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from reluctant.engines.base import EngineRun, SiteCost
-from reluctant.engines.meeting import meet
-from reluctant.engines.session import Session
-from reluctant.engines.settings import ROLES, Role, Settings
-from reluctant.engines.spu import Log
-from reluctant.engines.watching import ALONE, Connections, Deadline, Ill, PeerWatch, die_with_parent
+from reluctant.engines.base import EngineRun, Images, SiteCost
+from reluctant.engines.meeting import LINK_SECONDS, meet
+from reluctant.engines.settings import Role, Settings
+from reluctant.engines.watching import ALONE, Connections, Ill, PeerWatch, die_with_parent
 from reluctant.errors import EngineError, ReluctantError
 from reluctant.program.ops import Program
-
-#: SPU's own time-out for an answer; a party that is gone is noticed long before, by its connection.
-_PATIENCE_MS = 4 * 3600 * 1000
-
-#: Parties that have met open their link within a second or two; a slow machine may take longer.
-_LINK_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -39,18 +32,27 @@ class Order:
     Args:
         listen: ``host:port`` of this party.
         peers: that of each other, as seen from here.
+        settings: of SPU; ``None`` for an engine that does without it.
         connect_timeout: seconds to wait for the others to appear.
         batch: images in one run, which the client decides; ``None`` for what suits the program.
         patience: seconds of silence after which another party counts as stalled.
+        session: ``module:function`` of what the party does once it has met the others; it takes the party's folder,
+            this order and its voice, and returns an :class:`EngineRun`.
     """
 
     role: Role
     listen: str
     peers: Mapping[Role, str]
-    settings: Settings
+    settings: Settings | None
     connect_timeout: float = 60.0
     patience: float = 60.0
     batch: int | None = None
+    session: str = "reluctant.engines.session:take_part"
+
+    @property
+    def link_seconds(self) -> float:
+        """How long parties that have met may take to open their link."""
+        return min(LINK_SECONDS, self.connect_timeout)
 
 
 @contextmanager
@@ -88,7 +90,24 @@ def write_order(folder: Path, order: Order, *, program: Program | None = None, i
 
 def _read_order(folder: Path) -> Order:
     fields = json.loads((folder / "order.json").read_text())
-    return Order(**fields | {"settings": Settings(**fields["settings"])})
+    settings = fields["settings"]
+    return Order(**fields | {"settings": None if settings is None else Settings(**settings)})
+
+
+def read_program(folder: Path) -> Program:
+    """Return the server's program, with its arrays."""
+    from safetensors.numpy import load_file
+
+    public = Program.from_public(json.loads((folder / "program.json").read_text()))
+    return public.with_arrays(load_file(folder / "arrays.safetensors"))
+
+
+def read_images(folder: Path) -> Images:
+    """Return the client's images."""
+    from safetensors.numpy import load_file
+
+    images: Images = load_file(folder / "images.safetensors")["images"]
+    return images
 
 
 def read_result(folder: Path) -> EngineRun:
@@ -146,19 +165,6 @@ class Voice:
         sys.stdout.flush()
 
 
-def _connect(order: Order) -> Any:
-    """Return SPU's link to the other parties."""
-    from spu import libspu
-
-    description = libspu.link.Desc()
-    description.recv_timeout_ms = _PATIENCE_MS
-    description.connect_retry_times = 1 << 20
-    description.connect_retry_interval_ms = 200
-    for name in order.settings.roles:
-        description.add_party(name, order.listen if name == order.role else order.peers[name])
-    return libspu.link.create_brpc(description, ROLES.index(order.role))
-
-
 def _watch(order: Order, met: Mapping[Role, Connections], voice: Voice) -> PeerWatch:
     """Return what ends this process with one line as soon as another party is lost."""
 
@@ -179,18 +185,13 @@ def _lost(order: Order, name: Role, ill: Ill) -> EngineError:
 
 def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
     """Do the party's work from connecting to the result."""
-    log = Log(folder / "spu.log")
+    module, _, function = order.session.partition(":")
+    session = getattr(importlib.import_module(module), function)
     voice.progress("connect", 0, 1)
     watch = _watch(order, meet(order.role, order.listen, order.peers, order.connect_timeout), voice)
-    seconds = min(_LINK_SECONDS, order.connect_timeout)
-    others = " and ".join(f"the {name} at {peer}" for name, peer in order.peers.items())
-    late = EngineError(f"{others} answered, but the link did not open in {seconds:g} seconds; this party stopped")
-    deadline = Deadline(seconds, lambda: voice.end(late, ALONE))
-    link = _connect(order)
-    deadline.stop()
-    session = Session(ROLES.index(order.role), link, log, order.settings, voice.progress)
     try:
-        return _compute(folder, order, session)
+        run: EngineRun = session(folder, order, voice)
+        return run
     except (ReluctantError, OSError):
         raise
     except Exception as error:
@@ -200,18 +201,6 @@ def _take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
         raise EngineError(f"the {order.role} failed: {reason}") from error
     finally:
         watch.finish()
-
-
-def _compute(folder: Path, order: Order, session: Session) -> EngineRun:
-    """Take the role in the session, with what the folder holds."""
-    from safetensors.numpy import load_file
-
-    if order.role == "helper":
-        return session.assist()
-    if order.role == "client":
-        return session.query(load_file(folder / "images.safetensors")["images"], order.batch)
-    program = Program.from_public(json.loads((folder / "program.json").read_text()))
-    return session.serve(program.with_arrays(load_file(folder / "arrays.safetensors")))
 
 
 def main() -> None:

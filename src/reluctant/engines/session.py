@@ -11,26 +11,60 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reluctant.engines.base import EngineRun, Images, Outputs, check_images
+from reluctant.engines.meeting import no_link
 from reluctant.engines.memory import check_memory, peak_memory
+from reluctant.engines.party import Order, Voice, read_images, read_program
 from reluctant.engines.preparation import prepare
 from reluctant.engines.settings import CLIENT, ROLES, SERVER, Settings
 from reluctant.engines.spu import Compiled, Log, Machine, Tally, Traffic, batches, compile_program, engine_run
+from reluctant.engines.watching import ALONE, Deadline
 from reluctant.errors import EngineError, ReluctantError
 from reluctant.program.operations import Array
 from reluctant.program.ops import Program
 
 _MOST_IMAGES = 1 << 20
 
+#: SPU's own time-out for an answer; a party that is gone is noticed long before, by its connection.
+_PATIENCE_MS = 4 * 3600 * 1000
+
 #: A batch is at most so many images, and its largest value at most so many elements.
 _LARGEST_BATCH, _LARGEST_VALUE = 16, 1 << 18
 
 #: ``report(stage, done, total)``
 Report = Callable[[str, int, int], None]
+
+
+def take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
+    """Be the party of ``order`` in a run on SPU, with what it finds in ``folder``."""
+    assert order.settings is not None
+    log, rank = Log(folder / "spu.log"), ROLES.index(order.role)
+    late = no_link(order.peers, order.link_seconds)
+    deadline = Deadline(order.link_seconds, lambda: voice.end(late, ALONE))
+    link = _connect(order, order.settings)
+    deadline.stop()
+    session = Session(rank, link, log, order.settings, voice.progress)
+    if rank == SERVER:
+        return session.serve(read_program(folder))
+    return session.query(read_images(folder), order.batch) if rank == CLIENT else session.assist()
+
+
+def _connect(order: Order, settings: Settings) -> Any:
+    """Return SPU's link to the other parties."""
+    from spu import libspu
+
+    description = libspu.link.Desc()
+    description.recv_timeout_ms = _PATIENCE_MS
+    description.connect_retry_times = 1 << 20
+    description.connect_retry_interval_ms = 200
+    for name in settings.roles:
+        description.add_party(name, order.listen if name == order.role else order.peers[name])
+    return libspu.link.create_brpc(description, ROLES.index(order.role))
 
 
 def suitable_batch(program: Program) -> int:
@@ -130,7 +164,7 @@ class Session:
         program = self._take_program(talk)
         try:
             batch = suitable_batch(program) if batch is None else batch
-            images = check_images(program, images, batch)
+            images = check_images(program.input_shape, images, batch, input_range=program.input_range)
         except ReluctantError as error:
             talk.refuse(error)
             raise

@@ -60,7 +60,9 @@ class Twin(Engine):
         self, program: Program, images: Images, *, batch: int | None = None, progress: Progress | None = None
     ) -> EngineRun:
         self.check(program)
-        images = check_images(program, images, size := 64 if batch is None else batch)
+        images = check_images(
+            program.input_shape, images, size := 64 if batch is None else batch, input_range=program.input_range
+        )
         begun = time.perf_counter()
         from spu import libspu
 

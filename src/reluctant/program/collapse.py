@@ -9,6 +9,7 @@ affine map of the image. The matrices are exact, computed in float64 by differen
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reluctant.errors import UnsupportedOperation
 from reluctant.program.draft import Draft, Numbers, aligned
 from reluctant.program.operations import (
     INPUT,
@@ -33,6 +35,7 @@ from reluctant.program.operations import (
     Shape,
     Slice,
 )
+from reluctant.program.ops import Program
 
 #: No stretch becomes matrices with more numbers than that: both parties hold plaintexts and ciphertexts of them.
 LARGEST_MATRIX = 1 << 22
@@ -53,6 +56,55 @@ def collapse(draft: Draft) -> None:
         if numbers <= LARGEST_MATRIX and numbers < _macs_saved(draft, end, sources, shapes):
             _replace(draft, end, stretch, sources, shapes)
             draft.forget_unused()
+
+
+def straighten(program: Program) -> Program:
+    """Return ``program`` with every stretch replaced by its matrices, whatever that costs.
+
+    What enters an activation, and every output, is then a sum of :class:`Linear` products of the flattened image or of
+    flattened outputs of activations; reshapes stand between. It is the form that an engine on packed vectors needs.
+
+    Raises:
+        UnsupportedOperation: a matrix of more than ``LARGEST_MATRIX`` numbers.
+    """
+    assert program.arrays is not None
+    draft = Draft(program.input_shape)
+    draft.arrays = {name: array.astype(np.float64) for name, array in program.arrays.items()}
+    draft.ops, draft.outputs = list(program.ops), program.outputs
+    for end in _ends(draft):
+        stretch, sources = _stretch(draft, _behind_something_affine(draft, end))
+        shapes = draft.shapes()
+        end = stretch[-1].output
+        numbers = math.prod(shapes[end]) * max(math.prod(shapes[source]) for source in sources)
+        if numbers > LARGEST_MATRIX:
+            raise UnsupportedOperation(
+                f"what leads to {end!r} is a matrix of {numbers:,} numbers, expected at most {LARGEST_MATRIX:,}; take "
+                "a narrower network or smaller images"
+            )
+        _replace(draft, end, stretch, sources, shapes)
+        draft.forget_unused()
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in draft.arrays.items()}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return replace(program, ops=tuple(draft.ops), outputs=draft.outputs, array_shapes=shapes, arrays=arrays)
+
+
+def _ends(draft: Draft) -> list[str]:
+    """Return the values that must be there: the outputs, and what enters operations that are not affine."""
+    entering = [name for op in draft.ops if not _is_affine(op) for name in op.inputs]
+    return list(dict.fromkeys((*draft.outputs, *reversed(entering))))
+
+
+def _behind_something_affine(draft: Draft, end: str) -> str:
+    """Return ``end``, or what takes its place where no affine operation makes it: itself, times one."""
+    maker = next((op for op in draft.ops if op.output == end), None)
+    if maker is not None and _is_affine(maker):
+        return end
+    same = Scale(output=draft.fresh(f"{end}.same"), inputs=(end,))
+    for user in [op for op in draft.consumers(end) if not _is_affine(op)]:
+        draft.swap(user, replace(user, inputs=(same.output,)))
+    draft.ops.insert(0 if maker is None else draft.ops.index(maker) + 1, same)
+    draft.outputs = tuple(same.output if name == end else name for name in draft.outputs)
+    return same.output
 
 
 def _stretch(draft: Draft, end: str) -> tuple[list[Op], list[str]]:

@@ -130,9 +130,11 @@ def _of_a_run(network: Network) -> list[tuple[str, str]]:
         found.append(
             ("Not private", f"{run.secure['engine']} only simulates private inference of {network.label}. {why}")
         )
-    if cost["argmax_equal_twin"] < cost["images"]:
-        agreed = f"{cost['argmax_equal_twin']:,} of {cost['images']:,} images"
-        found.append(("Disagrees", f"{network.label} gave the answer of its fixed-point twin on {agreed}."))
+    reference = "its fixed-point twin" if "argmax_equal_twin" in cost else "torch in float32"
+    equal = cost.get("argmax_equal_twin", cost.get("argmax_equal_float", cost["images"]))
+    if equal < cost["images"]:
+        agreed = f"{equal:,} of {cost['images']:,} images"
+        found.append(("Disagrees", f"{network.label} gave the answer of {reference} on {agreed}."))
     if cost["comparisons"] != expected:
         made = f"{network.label} made {cost['comparisons']:,} comparisons"
         found.append(("Disagrees", f"{made}; the ReLUs it keeps, times its images, are {expected:,}."))
