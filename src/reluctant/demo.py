@@ -12,10 +12,10 @@ from reluctant.experiment import (
     evaluate_checkpoint,
     is_finished,
     linearize_checkpoint,
-    run_checkpoint,
     train,
 )
 from reluctant.files import write_json
+from reluctant.inference import run_checkpoint
 from reluctant.progress import Progress, Under, silent
 from reluctant.recipe import Recipe
 from reluctant.records import load_records

@@ -22,29 +22,22 @@ from reluctant.checkpoints import (
     save_checkpoint,
     weights_digest,
 )
-from reluctant.circa import Circa, Truncations, largest_truncations
 from reluctant.costs.pricing import price_list
 from reluctant.data import load_task, task_shape
-from reluctant.engines import ENGINES
-from reluctant.engines.base import EngineRun
-from reluctant.engines.on_spu import SpuEngine
-from reluctant.engines.parties import Place, assist, query, serve
-from reluctant.engines.settings import Role
 from reluctant.errors import UsageError
 from reluctant.files import UNFINISHED, write_json
 from reluctant.linearization import linearize
 from reluctant.loop import is_late, read_state, write_state
 from reluctant.masked import attach
 from reluctant.models import ModelSpec
-from reluctant.program.certificate import Certificate, certify
 from reluctant.program.lower import lower
 from reluctant.program.ops import Program
 from reluctant.progress import Progress, limit_of, silent
 from reluctant.provenance import describe_device
 from reluctant.recipe import Recipe
-from reluctant.recording import about, evaluation_record, known_accuracy, public_recipe, run_record
+from reluctant.recording import about, evaluation_record, known_accuracy, public_recipe
 from reluctant.records import Record, load_records
-from reluctant.secure import SecureRun, as_masked, make_engine, secure_run, twin_outputs
+from reluctant.secure import as_masked, twin_outputs
 from reluctant.sites import find_sites
 from reluctant.task import Task
 from reluctant.training import Evaluation, evaluate, finetune, fit, make_fabric
@@ -144,7 +137,7 @@ def linearize_checkpoint(
     if given.masked is not None:
         raise UsageError(f"{teacher} is linearized already; give the dense network it was made of")
     task = recipe.prepare(machine.task(recipe.task))
-    _check_fits(given.origin, task, teacher)
+    check_fits(given.origin, task, teacher)
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     sites = find_sites(given.dense, task.example)
     budget = Budget.parse(recipe.budget)  # refused before anything is written
@@ -191,7 +184,7 @@ def evaluate_checkpoint(folder: Path, machine: Machine, *, twin: bool = False, p
     begun = time.monotonic()
     checkpoint = load_checkpoint(folder)
     task = machine.task(checkpoint.origin.task)
-    _check_fits(checkpoint.origin, task, folder)
+    check_fits(checkpoint.origin, task, folder)
     masked = as_masked(checkpoint.model, task.example)
     digest = weights_digest(checkpoint.model)
     place = folder if folder.is_dir() else folder.parent
@@ -229,98 +222,6 @@ def _twin_scores(
         if limit is not None:
             limit.longest = max(limit.longest, time.monotonic() - begun)
     return scores
-
-
-def run_checkpoint(
-    folder: Path,
-    machine: Machine,
-    *,
-    engine: str,
-    images: int,
-    network: str = "loopback",
-    batch: int | None = None,
-    transfers: str | None = None,
-    progress: Progress = silent,
-) -> tuple[Record, SecureRun]:
-    """Run the first test images through the network at ``folder`` as private inference; return record and run."""
-    checkpoint = load_checkpoint(folder)
-    task = machine.task(checkpoint.origin.task)
-    _check_fits(checkpoint.origin, task, folder)
-    made = make_engine(engine, network, transfers)
-    run = secure_run(
-        checkpoint.model,
-        task.images(images),
-        engine=made,
-        network=network,
-        batch=batch,
-        input_range=task.train.input_range,
-        progress=progress,
-    )
-    record = run_record(run, checkpoint.model, checkpoint.origin)
-    record.save(folder if folder.is_dir() else folder.parent)
-    return record, run
-
-
-def truncate_checkpoint(
-    folder: Path, machine: Machine, circa: Circa, *, points: float = 0.5, progress: Progress = silent
-) -> Truncations:
-    """Return what Circa's faulty signs would cost the network at ``folder``; a simulation, so no record is kept."""
-    checkpoint = load_checkpoint(folder)
-    task = machine.task(checkpoint.origin.task)
-    _check_fits(checkpoint.origin, task, folder)
-    masked = as_masked(checkpoint.model, task.example)
-    return largest_truncations(masked, task, circa, points=points, progress=progress)
-
-
-def be_party(
-    role: Role,
-    place: Place,
-    machine: Machine,
-    *,
-    engine: str,
-    checkpoint: Path | None = None,
-    task: str | None = None,
-    images: int = 1,
-    batch: int | None = None,
-    progress: Progress = silent,
-) -> tuple[EngineRun, Certificate | None]:
-    """Be one party of a private inference whose others are on other machines; return its cost, at the client answers.
-
-    And, at the server, the certificate of the fixed point, for the range of values that images of the network's task
-    have: the client refuses to send any other. ``None`` for checkpoints that do not know the range; then nothing is
-    refused.
-
-    Args:
-        checkpoint: what the server gives.
-        task: the one whose first test images the client sends.
-
-    Raises:
-        UsageError: this party gives something else, or the engine has no parties of its own.
-    """
-    found = ENGINES[engine]()
-    if not isinstance(found, SpuEngine):
-        alone = ", ".join(name for name in ENGINES if issubclass(ENGINES[name], SpuEngine))
-        raise UsageError(f"engine {engine} has no parties that run on their own; --party is for {alone}")
-    given = (checkpoint is not None, task is not None)
-    if role == "server" and given == (True, False) and checkpoint is not None:
-        program, certificate = _checked_program(load_checkpoint(checkpoint), found.fraction_bits)
-        return serve(program, place, found.settings(), progress), certificate
-    if role == "client" and given == (False, True) and task is not None:
-        sent = machine.task(task).images(images).numpy()
-        return query(sent, place, found.settings(), progress, batch=batch), None
-    if role == "helper" and given == (False, False):
-        return assist(place, found.settings(), progress), None
-    gives = {"server": "a checkpoint to serve alone", "client": "no checkpoint but a --task", "helper": "neither"}
-    raise UsageError(f"the {role} gives {gives[role]}")
-
-
-def _checked_program(checkpoint: Checkpoint, fraction_bits: int) -> tuple[Program, Certificate | None]:
-    """Return what a server computes, and the certificate for the range of its inputs, if the checkpoint knows it."""
-    program = lower(as_masked(checkpoint.model, checkpoint.example))
-    if "input_range" not in checkpoint.origin.facts:
-        return program, None
-    low, high = checkpoint.origin.facts["input_range"]
-    return replace(program, input_range=(low, high)), certify(program, (low, high), fraction_bits=fraction_bits)
 
 
 def _leave_the_rest_to_the_first(fabric: "Fabric") -> None:
@@ -414,7 +315,8 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
             raise UsageError(f"{out} holds an unfinished run of other settings; choose another --out, or remove it")
 
 
-def _check_fits(origin: Origin, task: Task, where: Path) -> None:
+def check_fits(origin: Origin, task: Task, where: Path) -> None:
+    """Raise :class:`UsageError` unless the network of ``where`` takes the images of ``task`` and names its classes."""
     if (origin.classes, tuple(origin.input_shape)) != (len(task.classes), task.input_shape):
         raise UsageError(
             f"{where} is for {origin.classes} classes of images {tuple(origin.input_shape)}, task {task.name} has "

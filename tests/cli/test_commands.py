@@ -111,6 +111,15 @@ def test_budget_in_bytes_is_kept_and_used(cli, teacher):
     assert 0 < made["relus"]["kept"] < made["relus"]["total"]
 
 
+@pytest.mark.secure
+def test_a_budget_is_measured_in_the_run_that_it_is_for(cli, teacher):
+    words = ("linearize", teacher, "--method", "random", "--budget", "4.95MB@cheetah", *QUICK, "--measure", "1")
+    line = cli(*words, "--out", "s").out
+    assert "MB an image as measured, the budget of 4.95 MB is kept" in line
+    (record,) = [record for record in load_records(["s"]) if record.kind == "run"]
+    assert record.secure["linearized"]["bytes"] <= 4.95e6
+
+
 def test_cost_of_what_no_program_computes(cli):
     Path("net.py").write_text(
         "from torch import nn\n\ndef net(classes, channels):\n"

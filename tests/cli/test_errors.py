@@ -53,13 +53,20 @@ def test_unknown_names_come_with_the_nearest(refused, teacher):
         ("2s@cheetah", "is in seconds, which depend on an engine and a link: write 2s@cheetah/wan"),
         ("2s@cheetah/moon", "unknown network 'moon'"),
         ("2s@delfi/wan", "unknown protocol 'delfi'; did you mean 'delphi'"),
-        ("2s@delphi/wan", "that this network costs without any ReLU; give more"),
+        ("2s@delphi/wan", "that this network costs with a single ReLU; give more"),
         ("2s@delphi:offline/wan", "counts the phase 'offline': write delphi:online, or delphi for the preparation"),
         ("30MB@cryptflow2", "no budget in bytes can be kept under cryptflow2: not known are layers and truncations"),
     ],
 )
 def test_budgets_without_sense(refused, teacher, budget, reason):
     assert reason in refused("linearize", teacher, "--method", "snl", f"--budget={budget}", "--out", "x")
+
+
+def test_only_a_budget_of_what_is_measured_is_measured(refused, teacher):
+    measuring = ("linearize", teacher, "--method", "random", "--measure", "1", "--out", "x")
+    assert "cannot be measured, for it is in share: write 10s@cheetah/wan" in refused(*measuring, "--budget", "10%")
+    assert "delphi cannot be run here" in refused(*measuring, "--budget", "20s@delphi/wan")
+    assert not Path("x").exists()
 
 
 def test_what_is_not_given(refused, teacher):

@@ -32,7 +32,8 @@ def circa(
     gates those of garbled circuits by a count.
     """
     from reluctant.circa import Circa
-    from reluctant.experiment import Machine, truncate_checkpoint
+    from reluctant.experiment import Machine
+    from reluctant.inference import truncate_checkpoint
 
     settings = Circa(mode=mode, fraction_bits=fraction_bits)
     with ProgressView(quiet=json) as progress:

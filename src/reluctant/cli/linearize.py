@@ -21,6 +21,7 @@ from reluctant.cli.options import (
 )
 from reluctant.cli.progress import shown
 from reluctant.methods import METHODS, USUAL
+from reluctant.units import format_quantity
 
 
 @app.command()
@@ -37,6 +38,16 @@ def linearize(
             help="ReLUs to keep (50k, 12900; 0 for none), a share of them (10%), or what one image may cost after "
             "set-up: 30MB@cheetah, 2s@cheetah/wan; 9GB@delphi and 2s@circa/lan with the preparation of the image, "
             "2s@delphi:online/lan without.",
+            show_default=False,
+        ),
+    ] = None,
+    measure: Annotated[
+        int | None,
+        typer.Option(
+            "--measure",
+            help="Then run so many test images privately, by the engine and over the imitated link that the budget "
+            "names, and say whether it was kept.",
+            min=1,
             show_default=False,
         ),
     ] = None,
@@ -58,28 +69,25 @@ def linearize(
     """
     from reluctant.checkpoints import load_origin
     from reluctant.experiment import Machine, linearize_checkpoint
+    from reluctant.inference import check_measurable, measure_budget
     from reluctant.recipe import resolve
 
     origin = load_origin(teacher)
     chosen = {"method": {"name": method}, "budget": budget, "seed": seed, "small": small or None}
+    fixed = {"task": origin.task, "model": origin.model}
+    resolved = resolve(recipe, chosen, settings, usual={"method": USUAL}, fixed=fixed)
+    if measure is not None:
+        check_measurable(resolved.budget)
+    machine = Machine(data, download, device, prices)
     with shown(json, max_seconds) as progress:
-        record = linearize_checkpoint(
-            teacher,
-            resolve(
-                recipe,
-                chosen,
-                settings,
-                usual={"method": USUAL},
-                fixed={"task": origin.task, "model": origin.model},
-            ),
-            out,
-            Machine(data, download, device, prices),
-            progress=progress,
-        )
+        record = linearize_checkpoint(teacher, resolved, out, machine, progress=progress)
+        kept = None if measure is None else measure_budget(out, machine, images=measure, progress=progress)
     relus, val = record.relus, 100 * (record.accuracy["val"] or 0)
-    show(
-        record.to_json(),
+    line = (
         f"{out}: {relus['kept']:,} of {relus['total']:,} ReLUs at {relus['sites_kept']} of {relus['sites']} sites, "
-        f"{val:.2f} % on held-out images; next: reluctant evaluate {out}",
-        json,
+        f"{val:.2f} % on held-out images"
     )
+    if kept is not None:
+        measured, budgeted = (format_quantity(value, kept.unit) for value in (kept.measured, kept.budget))
+        line += f"; {measured} an image as measured, the budget of {budgeted} is {'kept' if kept.holds else 'EXCEEDED'}"
+    show(record.to_json(), f"{line}; next: reluctant evaluate {out}", json)

@@ -58,7 +58,8 @@ def run(
     `--images`, a helper nothing; each says where it listens and where the others do. Then there is nothing to compare
     with.
     """
-    from reluctant.experiment import Machine, run_checkpoint
+    from reluctant.experiment import Machine
+    from reluctant.inference import run_checkpoint
     from reluctant.recording import network_cost
 
     machine = Machine(data, download)
@@ -107,7 +108,7 @@ def _run_alone(
     """Be one party of a run between two machines."""
     from reluctant.engines.parties import Place
     from reluctant.engines.settings import ROLES
-    from reluctant.experiment import be_party
+    from reluctant.inference import be_party
     from reluctant.recording import engine_costs, fixed_point
 
     role = next((role for role in ROLES if role == party), None)
