@@ -47,7 +47,7 @@ def test_unknown_names_come_with_the_nearest(refused, teacher):
         ("10 parsecs", "unknown unit 'parsecs'"),
         ("many", "is not a number with a unit"),
         ("40MB@cheetah", "reaches all 2,304 ReLUs of this model (7 sites), which cost 5.07 MB; nothing to linearize"),
-        ("1MB@cheetah", "is under the 4.83 MB that this network costs with a single ReLU; give more"),
+        ("600kB@cheetah", "is under the 628 kB that this network costs with a single ReLU; give more"),
         ("1ms@cheetah/wan", "take a smaller network or a faster link"),
         ("4.9MB", "is in bytes, which depend on an engine alone: write 4.9MB@cheetah"),
         ("2s@cheetah", "is in seconds, which depend on an engine and a link: write 2s@cheetah/wan"),

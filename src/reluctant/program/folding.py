@@ -7,6 +7,7 @@ nothing between them become one where that does not cost more multiply-accumulat
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,23 +26,12 @@ def fold(draft: Draft, *, merging: bool = True) -> None:
     Args:
         merging: whether convolutions, and linear layers, with nothing between them become one.
     """
-    rules: list[Callable[[Draft, Op], bool]] = [
-        _drop_nothing,
-        _pad_into_convolution,
-        _merge_scales,
-        _scale_into_producer,
-        _scale_into_consumers,
-        _bias_past_convolutions,
-        _scale_past_pooling,
-        _scale_past_activation,
-    ]
-    if merging:
-        rules += [_merge_linear, _merge_convolutions]
     draft.forget_unused()
     changed = True
     while changed:
         changed = False
         for op in list(draft.ops):
+            rules = (rule for rule in _RULES.get(type(op), ()) if merging or rule not in _MERGING)
             if any(op is other for other in draft.ops) and any(rule(draft, op) for rule in rules):
                 draft.forget_unused()
                 changed = True
@@ -56,9 +46,9 @@ def _drop_nothing(draft: Draft, op: Op) -> bool:
     return False
 
 
-def _pad_into_convolution(draft: Draft, op: Op) -> bool:
+def _pad_into_convolution(draft: Draft, op: Pad) -> bool:
     user = draft.only_consumer(op.output)
-    if not isinstance(op, Pad) or not isinstance(user, Conv2d) or op.low[0] or op.high[0]:
+    if not isinstance(user, Conv2d) or op.low[0] or op.high[0]:
         return False
     around = (op.low[1], op.high[1], op.low[2], op.high[2])
     top, bottom, left, right = (a + b for a, b in zip(user.padding, around, strict=True))
@@ -80,9 +70,9 @@ def _scale_and_bias(draft: Draft, op: Scale) -> tuple[Numbers | None, Numbers | 
     return _times(shape, draft.load(op.scale), _public(op, shape[0])), draft.load(op.bias)
 
 
-def _merge_scales(draft: Draft, op: Op) -> bool:
+def _merge_scales(draft: Draft, op: Scale) -> bool:
     second = draft.only_consumer(op.output)
-    if not isinstance(op, Scale) or not isinstance(second, Scale):
+    if not isinstance(second, Scale):
         return False
     shape, name = draft.shapes()[op.output], second.output
     (s1, b1), (s2, b2) = _scale_and_bias(draft, op), _scale_and_bias(draft, second)
@@ -120,8 +110,8 @@ def _per_channel(arrays: Iterable[Numbers | None], channels: int) -> bool:
     return all(array is None or array.shape == (channels,) for array in arrays)
 
 
-def _scale_into_producer(draft: Draft, op: Op) -> bool:
-    if not isinstance(op, Scale) or draft.only_consumer(op.inputs[0]) is None:
+def _scale_into_producer(draft: Draft, op: Scale) -> bool:
+    if draft.only_consumer(op.inputs[0]) is None:
         return False
     maker = draft.producer(op.inputs[0], Conv2d) or draft.producer(op.inputs[0], Linear)
     scale, bias = _scale_and_bias(draft, op)
@@ -149,10 +139,10 @@ def _divides(scale: Numbers) -> bool:
     return bool(sizes.min() > sizes.max() * _SMALLEST_RATIO)
 
 
-def _scale_into_consumers(draft: Draft, op: Op) -> bool:
+def _scale_into_consumers(draft: Draft, op: Scale) -> bool:
     users = draft.consumers(op.output)
     takers = [user for user in users if isinstance(user, Conv2d | Linear)]
-    if not isinstance(op, Scale) or not takers or len(takers) < len(users) or op.output in draft.outputs:
+    if not takers or len(takers) < len(users) or op.output in draft.outputs:
         return False
     scale, bias = _scale_and_bias(draft, op)
     shape = draft.shapes()[op.output]
@@ -186,10 +176,10 @@ def _absorb(draft: Draft, user: Conv2d | Linear, scale: Numbers | None, bias: Nu
     return replace(user, bias=draft.store(f"{user.output}.bias", old))
 
 
-def _bias_past_convolutions(draft: Draft, op: Op) -> bool:
+def _bias_past_convolutions(draft: Draft, op: Scale) -> bool:
     """Move a bias with a value an element behind the convolutions that read it, so that they may merge with others."""
     users = [user for user in draft.consumers(op.output) if isinstance(user, Conv2d)]
-    if not isinstance(op, Scale) or op.bias is None or op.scale is not None or _public(op, 1) is not None:
+    if op.bias is None or op.scale is not None or _public(op, 1) is not None:
         return False
     bias = draft.arrays[op.bias]
     if bias.ndim != 3 or not users or len(users) < len(draft.consumers(op.output)) or op.output in draft.outputs:
@@ -210,10 +200,10 @@ def _bias_past_convolutions(draft: Draft, op: Op) -> bool:
     return True
 
 
-def _scale_past_pooling(draft: Draft, op: Op) -> bool:
+def _scale_past_pooling(draft: Draft, op: Scale) -> bool:
     """Move a scale behind an average or a flattening, where it has fewer elements or meets a linear layer."""
     user = draft.only_consumer(op.output)
-    if not isinstance(op, Scale) or not isinstance(user, AvgPool | Reshape):
+    if not isinstance(user, AvgPool | Reshape):
         return False
     shape, scale, bias = draft.shapes()[op.output], draft.load(op.scale), draft.load(op.bias)
     factors = op.factors
@@ -245,14 +235,14 @@ def _scale_past_pooling(draft: Draft, op: Op) -> bool:
     return True
 
 
-def _scale_past_activation(draft: Draft, op: Op) -> bool:
+def _scale_past_activation(draft: Draft, op: Scale) -> bool:
     """Move a positive scale behind an activation, if a convolution or linear layer can take it there.
 
     relu(s z + b) = s relu(z + b / s) for s > 0, and so for each surrogate with its coefficients divided; what is left
     before the activation is a bias, which is free.
     """
     user = draft.only_consumer(op.output)
-    if not isinstance(op, Scale) or not isinstance(user, Activation) or not _absorbs(draft, user.output):
+    if not isinstance(user, Activation) or not _absorbs(draft, user.output):
         return False
     shape = draft.shapes()[op.output]
     scale, bias = _scale_and_bias(draft, op)
@@ -283,9 +273,9 @@ def _absorbs(draft: Draft, value: str) -> bool:
     return len(users) == 1 and passes and _absorbs(draft, user.output)
 
 
-def _merge_linear(draft: Draft, op: Op) -> bool:
+def _merge_linear(draft: Draft, op: Linear) -> bool:
     second = draft.only_consumer(op.output)
-    if not isinstance(op, Linear) or not isinstance(second, Linear):
+    if not isinstance(second, Linear):
         return False
     first, last = draft.arrays[op.weight], draft.arrays[second.weight]
     if first.shape[1] * last.shape[0] > first.size + last.size:
@@ -299,10 +289,10 @@ def _merge_linear(draft: Draft, op: Op) -> bool:
     return True
 
 
-def _merge_convolutions(draft: Draft, op: Op) -> bool:
+def _merge_convolutions(draft: Draft, op: Conv2d) -> bool:
     """Merge a convolution with a 1x1 convolution before or after it, if that makes it no dearer."""
     second = draft.only_consumer(op.output)
-    if not isinstance(op, Conv2d) or not isinstance(second, Conv2d) or op.groups * second.groups > 1:
+    if not isinstance(second, Conv2d) or op.groups * second.groups > 1:
         return False
     first, last = draft.arrays[op.weight], draft.arrays[second.weight]
     bias, old = draft.load(second.bias), draft.load(op.bias)
@@ -327,3 +317,23 @@ def _merge_convolutions(draft: Draft, op: Op) -> bool:
     draft.swap(second, replace(merged, bias=draft.store(f"{second.output}.bias", bias)))
     draft.drop(op)
     return True
+
+
+#: What is tried on an operation, in this order.
+_RULES: dict[type[Op], tuple[Callable[[Draft, Any], bool], ...]] = {
+    Pad: (_pad_into_convolution,),
+    Reshape: (_drop_nothing,),
+    AvgPool: (_drop_nothing,),
+    Scale: (
+        _drop_nothing,
+        _merge_scales,
+        _scale_into_producer,
+        _scale_into_consumers,
+        _bias_past_convolutions,
+        _scale_past_pooling,
+        _scale_past_activation,
+    ),
+    Linear: (_merge_linear,),
+    Conv2d: (_merge_convolutions,),
+}
+_MERGING = (_merge_linear, _merge_convolutions)
