@@ -20,8 +20,9 @@ class Ended:
 
 
 @pytest.fixture
-def cli(in_folder, capsys) -> Callable[..., Ended]:
-    """Runs ``reluctant`` with the given words in an empty folder."""
+def cli(in_folder, capsys, monkeypatch) -> Callable[..., Ended]:
+    """Runs ``reluctant`` with the given words in an empty folder, whatever data the machine has."""
+    monkeypatch.delenv("RELUCTANT_DATA", raising=False)
 
     def run(*words: object) -> Ended:
         capsys.readouterr()

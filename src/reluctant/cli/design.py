@@ -8,7 +8,7 @@ import typer
 from reluctant.cli.main import app, known, show
 from reluctant.cli.options import Data, Json, PriceTable, TaskName
 from reluctant.cli.progress import ProgressView
-from reluctant.costs import ENGINES
+from reluctant.costs import PROTOCOLS
 from reluctant.designs import DESIGNS
 from reluctant.units import format_bytes, format_seconds
 
@@ -53,7 +53,7 @@ def design(
         typer.Option("--set", help="One setting of the design, as in thin=true; may be repeated.", show_default=False),
     ] = None,
     pick: Annotated[int, typer.Option("--pick", help="Which candidate to take, counted from 1.", min=1)] = 1,
-    engine: Annotated[str, typer.Option("--engine", help=f"{', '.join(ENGINES)}.")] = "cheetah",
+    engine: Annotated[str, typer.Option("--engine", help=f"{', '.join(PROTOCOLS)}.")] = "cheetah",
     network: Annotated[str, typer.Option("--network", help="loopback, lan, wan, mobile, 400mbps/20ms.")] = "loopback",
     prices: PriceTable = None,
     out: Annotated[
