@@ -53,7 +53,7 @@ def test_unknown_names_come_with_the_nearest(refused, teacher):
         ("2s@cheetah", "is in seconds, which depend on an engine and a link: write 2s@cheetah/wan"),
         ("2s@cheetah/moon", "unknown network 'moon'"),
         ("2s@delfi/wan", "unknown protocol 'delfi'; did you mean 'delphi'"),
-        ("2s@delphi/wan", "that this network costs with a single ReLU; give more"),
+        ("20ms@delphi/wan", "that this network costs with a single ReLU; give more"),
         ("2s@delphi:offline/wan", "counts the phase 'offline': write delphi:online, or delphi for the preparation"),
         ("30MB@cryptflow2", "no budget in bytes can be kept under cryptflow2: not known are layers and truncations"),
     ],
