@@ -6,6 +6,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
+import reluctant.annotations  # before the hook: it looks at every value of hundreds of records  # noqa: F401
+
 hook = install_import_hook("reluctant", "typechecker.check")
 
 from pathlib import Path

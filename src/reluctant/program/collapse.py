@@ -4,7 +4,7 @@ What lies between two non-linear operations, or behind the last one, is an affin
 however many operations it is made of: ``v = sum over i of A_i u_i + b``. Where the matrices have fewer
 multiply-accumulates than the operations that are needed for ``v`` alone, they take their place: the tail of a network
 whose last sites have lost all of their ReLUs becomes one matrix with a row a class, a network without any ReLU is one
-affine map of the image. The matrices are exact, computed in float64 by differentiating each row.
+affine map of the image. The matrices are exact, computed in float64, by rows or by columns.
 """
 
 import math
@@ -40,8 +40,9 @@ from reluctant.program.ops import Program
 #: No stretch becomes matrices with more numbers than that: both parties hold plaintexts and ciphertexts of them.
 LARGEST_MATRIX = 1 << 22
 
-#: Rows that are differentiated at once.
-_ROWS = 16
+#: Rows that are differentiated at once, which is so many times as slow for each as to send a column through.
+_AT_ONCE = 16
+_FEW_ROWS = 4
 
 
 def collapse(draft: Draft) -> None:
@@ -183,22 +184,49 @@ def _affine_map(
     draft: Draft, end: str, stretch: list[Op], sources: list[str], shapes: Mapping[str, Shape]
 ) -> tuple[list[Numbers], Numbers]:
     """Return the matrices ``[elements of end, elements of a source]`` and the offset ``[elements of end]``."""
-    entering = [torch.zeros(1, *shapes[source], dtype=torch.float64, requires_grad=True) for source in sources]
-    values = dict(zip(sources, entering, strict=True))
-    with torch.enable_grad():
+    entering = [torch.zeros(1, *shapes[source], dtype=torch.float64) for source in sources]
+
+    def made(given: Sequence[Tensor]) -> Tensor:
+        values = dict(zip(sources, given, strict=True))
         for op in stretch:
             values[op.output] = _FUNCTIONS[type(op)](draft, op, *(values[name] for name in op.inputs))
-        made = values[end].reshape(-1)
+        return values[end].flatten(1)
+
+    offset = made(entering)[0]
+    columns = sum(source.numel() for source in entering)
+    matrices = _by_rows(made, entering) if _FEW_ROWS * len(offset) < columns else _by_columns(made, entering, offset)
+    return [matrix.numpy() for matrix in matrices], offset.numpy()
+
+
+def _by_rows(made: Callable[[Sequence[Tensor]], Tensor], entering: Sequence[Tensor]) -> list[Tensor]:
+    """Return the matrices, each row as the gradient of one element."""
+    leaves = [source.clone().requires_grad_() for source in entering]
+    with torch.enable_grad():
+        flat = made(leaves)[0]
     rows: list[Sequence[Tensor | None]] = []
-    for chosen in torch.split(torch.eye(len(made), dtype=torch.float64), _ROWS):
+    for chosen in torch.split(torch.eye(len(flat), dtype=torch.float64), _AT_ONCE):
         rows.append(
-            torch.autograd.grad(made, entering, chosen, is_grads_batched=True, retain_graph=True, allow_unused=True)
+            torch.autograd.grad(flat, leaves, chosen, is_grads_batched=True, retain_graph=True, allow_unused=True)
         )
     matrices = [
-        torch.cat([torch.zeros(_ROWS, source.numel()) if row is None else row.flatten(1) for row in found])
-        for source, found in zip(entering, zip(*rows, strict=True), strict=True)
+        torch.cat([torch.zeros(_AT_ONCE, source.numel()) if row is None else row.flatten(1) for row in found])
+        for source, found in zip(leaves, zip(*rows, strict=True), strict=True)
     ]
-    return [matrix[: len(made)].numpy() for matrix in matrices], made.detach().numpy()
+    return [matrix[: len(flat)] for matrix in matrices]
+
+
+@torch.no_grad()
+def _by_columns(made: Callable[[Sequence[Tensor]], Tensor], entering: Sequence[Tensor], offset: Tensor) -> list[Tensor]:
+    """Return the matrices, each column as what one element of a source makes."""
+    matrices = []
+    for place, source in enumerate(entering):
+        parts = []
+        for chosen in torch.split(torch.eye(source.numel(), dtype=torch.float64), 8 * _AT_ONCE):
+            given = [other.expand(len(chosen), *other.shape[1:]) for other in entering]
+            given[place] = chosen.reshape(len(chosen), *source.shape[1:])
+            parts.append(made(given) - offset)
+        matrices.append(torch.cat(parts).T.contiguous())
+    return matrices
 
 
 def _around(padding: tuple[int, int, int, int]) -> list[int]:
@@ -254,7 +282,7 @@ _FUNCTIONS: dict[type[Op], Callable[..., Any]] = {
     Add: lambda draft, op, x, y: x + y,
     Concat: lambda draft, op, *xs: torch.cat(xs, 1),
     AvgPool: lambda draft, op, x: F.avg_pool2d(F.pad(x, _around(op.padding)), op.kernel, op.stride),
-    Reshape: lambda draft, op, x: x.reshape(1, *op.shape),
+    Reshape: lambda draft, op, x: x.reshape(len(x), *op.shape),
     Pad: _pad,
     Slice: _slice,
     Activation: _activation,
