@@ -101,7 +101,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
     spec = ModelSpec.parse(recipe.model)
     model = spec.build(len(task.classes), task.input_shape[0], min(task.input_shape[1:]))
     find_sites(model, task.example)  # a network that cannot be linearized is refused before it is trained
-    _begin(out, public_recipe(recipe))
+    begin(out, public_recipe(recipe))
     model = fit(model, task, recipe.training, seed=recipe.seed, fabric=fabric, directory=out, progress=progress)
     val = _validate(model, task, recipe, fabric, progress)
     facts = {
@@ -142,7 +142,7 @@ def linearize_checkpoint(
     sites = find_sites(given.dense, task.example)
     budget = Budget.parse(recipe.budget)  # refused before anything is written
     budget.resolve(sites, price_list(attach(given.dense, sites, recipe.method.surrogate), budget, machine.prices))
-    _begin(out, {**public_recipe(recipe), "teacher": weights_digest(given.dense)})
+    begin(out, {**public_recipe(recipe), "teacher": weights_digest(given.dense)})
     torch.manual_seed(recipe.seed)
     settings: dict[str, Any] = {"seed": recipe.seed, "fabric": fabric, "directory": out, "progress": progress}
     small = linearize(given.dense, recipe.method, budget, task, table=machine.prices, **settings)
@@ -296,7 +296,7 @@ def check_finished(out: Path, recipe: Recipe, teacher: Path | None) -> None:
         raise UsageError(f"{out} is of other settings or another teacher; choose another --out, or remove it first")
 
 
-def _begin(out: Path, settings: dict[str, Any]) -> None:
+def begin(out: Path, settings: dict[str, Any]) -> None:
     """Note in ``out`` what is being done there.
 
     Raises:

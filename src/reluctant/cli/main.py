@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         methods,
         report,
         run,
+        search,
         sites,
         sweep,
         train,

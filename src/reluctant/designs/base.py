@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
@@ -12,8 +12,9 @@ from reluctant import papers
 from reluctant.designs import DESIGNS
 from reluctant.errors import ShapeError, UsageError
 from reluctant.registry import unknown
+from reluctant.settings import changed
 from reluctant.task import Task
-from reluctant.units import as_type_of, check_number, format_setting
+from reluctant.units import check_number, format_setting
 
 Self = TypeVar("Self", bound="Design")
 
@@ -137,12 +138,7 @@ class Design(ABC):
 
     def changed(self: Self, settings: Mapping[str, Any]) -> Self:
         """Return this design with other ``settings``, which may be text; errors as :meth:`from_json`."""
-        known = {field.name: getattr(self, field.name) for field in fields(self)}
-        for key in settings:
-            if key not in known:
-                raise unknown(f"setting of design {self.name}", key, list(known))
-        typed = {key: as_type_of(known[key], item, f"{self.name}.{key}") for key, item in settings.items()}
-        return replace(self, **typed)
+        return changed(self, settings, "design", self.name)
 
     @classmethod
     def header(cls) -> str:

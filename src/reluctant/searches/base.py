@@ -1,0 +1,172 @@
+"""What a search is, and what it works with."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from reluctant import papers
+from reluctant.errors import CheckpointError
+from reluctant.files import write_json
+from reluctant.loop import fingerprint, is_late, read_state, write_state
+from reluctant.models import ModelSpec
+from reluctant.progress import Progress, Under, limit_of
+from reluctant.settings import changed
+from reluctant.sites import copied
+from reluctant.task import Task
+from reluctant.training import Evaluation, Training, evaluate, fit
+from reluctant.units import check_number
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Self = TypeVar("Self", bound="Search")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The data, the settings and the folder of one search. What was trained in it once is not trained again.
+
+    Args:
+        model: name of the network that the search starts from.
+        given: that network, trained, if there is one already.
+        training: of a network with fresh weights.
+        finetune: of one that was changed.
+        directory: of the whole search; every network has a folder of its own in it.
+    """
+
+    task: Task
+    model: str
+    training: Training
+    finetune: Training
+    seed: int
+    fabric: "Fabric"
+    directory: Path
+    progress: Progress
+    given: nn.Module | None = None
+
+    def build(self, spec: str) -> nn.Module:
+        """Return the network called ``spec`` with the fresh weights of the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            channels, *sides = self.task.input_shape
+            return ModelSpec.parse(spec).build(len(self.task.classes), channels, min(sides))
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The network that the search starts from, trained."""
+        return self.given or self.trained("dense", self.build(self.model), self.training)
+
+    def trained(self, name: str, network: nn.Module, training: Training, teacher: nn.Module | None = None) -> nn.Module:
+        """Return ``network`` trained, the epoch that was best on the held-out split.
+
+        Args:
+            name: of its folder; a name is for one network.
+            teacher: distils into it.
+
+        Raises:
+            CheckpointError: under that name another network was trained, or its file is damaged.
+            Paused: the time limit is near; the same call goes on.
+        """
+        folder = self.directory / name
+        kept, start = folder / "trained.state", fingerprint(network.state_dict(), repr(training))
+        if not kept.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            network = fit(
+                network,
+                self.task,
+                training,
+                teacher=teacher,
+                seed=self.seed,
+                fabric=self.fabric,
+                directory=folder,
+                progress=Under(self.progress, name),
+            )
+            if self.fabric.is_global_zero:
+                write_state(kept, {"start": start, "weights": network.state_dict()})
+                (folder / "train.state").unlink(missing_ok=True)
+            return network
+        state = read_state(kept)
+        if state.get("start") != start:
+            raise CheckpointError(f"{kept} is of another network or other settings; remove {folder}, or choose another")
+        network = copied(network)
+        network.load_state_dict(state["weights"])
+        return network.eval()
+
+    def noted(self, name: str, find: Callable[[], Any]) -> Any:
+        """Return what ``find`` returned, as JSON; it is called once, and its answer kept in the folder of ``name``.
+
+        Raises:
+            Paused: the time limit is near, judged by the longest such call so far.
+        """
+        path = self.directory / name / "found.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        limit = limit_of(self.progress)
+        if limit is not None and is_late(limit, limit.longest, self.fabric):
+            limit.pause(name, 0, 1)
+        found = find()
+        if self.fabric.is_global_zero:
+            write_json(path, found)
+        return found
+
+    def validate(self, network: nn.Module) -> Evaluation:
+        """Return what ``network`` gets right of the held-out images."""
+        return evaluate(network, self.task, "val")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(ABC):
+    """Settings of one way to find a design by training, and the way itself.
+
+    Attributes:
+        name: as in the table of searches.
+        may_be_zero: the numbers among the settings that need not be above zero.
+    """
+
+    name: ClassVar[str]
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no search can run with."""
+        for field in fields(self):
+            if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+                whole, zero = isinstance(field.default, int), field.name in self.may_be_zero
+                check_number(getattr(self, field.name), f"{self.name}.{field.name}", whole=whole, zero=zero)
+
+    @abstractmethod
+    def run(self, study: Study) -> dict[str, Any]:
+        """Return what was found, as a JSON object; ``model`` in it names a network that was.
+
+        Raises:
+            UsageError: the network is none that this search can work on.
+            Paused: the time limit is near; the same call goes on.
+        """
+
+    @abstractmethod
+    def tell(self, found: Mapping[str, Any]) -> str:
+        """Return what :meth:`run` found, for people, and what to type next."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the name and every setting as a JSON object."""
+        return {"name": self.name, **asdict(self)}
+
+    def changed(self: Self, settings: Mapping[str, Any]) -> Self:
+        """Return this search with other ``settings``, which may be text.
+
+        Raises:
+            UnknownName: a setting that it does not have.
+            UsageError: a value of another type than the setting's default, or out of its range.
+        """
+        return changed(self, settings, "search", self.name)
+
+    @classmethod
+    def citation(cls) -> str:
+        """Return the paper that the header names, on one line."""
+        return papers.citation(cls)
