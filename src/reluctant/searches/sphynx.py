@@ -7,11 +7,12 @@ Deviates: architecture steps are of first order; the second-order term of the au
           split has. Of the skeletons, the weights' step runs the sampled one alone, since the others' part in its loss
           is zero; and it leaves the places' logits alone, which the authors' also moves. Rates and temperature change
           by the step. The average pool counts its padding as zeros, as that of the design does.
-Recalled: as in DARTS, an architecture step comes before each step of the weights, logits start from a normal
-          distribution of deviation 0.001, batch norms of the searched cells have no weights, and the share of no edge
-          weakens an edge. It is not said which form the skeletons have: here they are the networks that the design
-          builds, with one ReLU a cell after the 1x1 convolution and four times the channels at a reduction. Nor which
-          data each step of the places has: here the halves of the cell search.
+Recalled: procedure and settings are those of the released code; the paper's text could not be read. As in DARTS, an
+          architecture step comes before each step of the weights, logits start from a normal distribution of deviation
+          0.001, batch norms of the searched cells have no weights, and the share of no edge weakens an edge. Not known
+          of the places' search are the form of the skeletons, the data of its steps and whether they share a draw:
+          here skeletons are the networks that the design builds (one ReLU a cell, after the 1x1 convolution; four times
+          the channels at a reduction), the halves are those of the cell search, and each step draws for itself.
 Symbols:  C0 of the search -> search_width; L of the search -> search_cells; alpha -> logits of edges; beta -> logits of
           places; tau -> temperature.
 """
