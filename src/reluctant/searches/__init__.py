@@ -6,5 +6,6 @@ SEARCHES = Registry(
     "search",
     {
         "criticality": "reluctant.searches.criticality:Criticality",
+        "sphynx": "reluctant.searches.sphynx:SphynxSearch",
     },
 )
