@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from reluctant.methods import METHODS
 from reluctant.models import ModelSpec
 from reluctant.records import load_records
 from reluctant.report import grid as grid_module
-from reluctant.report import results_page
+from reluctant.report import redesigns, results_page
 from reluctant.sweep import find_points
 
 ROOT = Path(__file__).parents[1]
@@ -27,8 +28,9 @@ def test_records_name_no_folder_of_a_machine():
         assert not re.search(r'["\s=]/[a-z]+/', path.read_text()), path
 
 
-BENCHES = sorted((ROOT / "recipes" / "bench").glob("*/"))
-GRIDS = sorted(set((ROOT / "recipes").glob("*/*/")) - set(BENCHES))
+BENCHES = sorted(path.parent for path in (ROOT / "recipes" / "bench").glob("*/dense.toml"))
+DESIGNS = ROOT / "recipes" / "bench" / redesigns.FOLDER
+GRIDS = sorted(set((ROOT / "recipes").glob("*/*/")) - {*BENCHES, DESIGNS})
 
 
 @pytest.mark.parametrize("folder", BENCHES, ids=lambda folder: folder.name)
@@ -42,6 +44,15 @@ def test_a_bench_has_its_teacher_its_floor_and_equal_epochs(folder):
         assert point.teacher is None or point.name.startswith(point.recipe.method.name), point.name
     assert len({recipe.method.epochs + recipe.finetune.epochs for recipe in recipes}) == 1
     assert len({(recipe.finetune.batch, recipe.views, recipe.cutout) for recipe in recipes}) == 1
+
+
+def test_designs_are_trained_and_masked_alike():
+    """All but the network is the same."""
+    found = [[point.recipe for point in find_points([folder])] for folder in sorted(DESIGNS.glob("*/"))]
+    assert (DESIGNS / redesigns.REFERENCE).is_dir()
+    for recipes in found:
+        alike = [replace(recipe, model="", note=None).to_json() for recipe in recipes]
+        assert alike == [replace(recipe, model="", note=None).to_json() for recipe in found[0]]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: "/".join(grid.parts[-2:]))
