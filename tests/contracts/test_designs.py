@@ -28,6 +28,7 @@ SMALL = {
     "deepreduce": {"width": 8, "blocks": (1, 1, 1), "thin": True},
     "sphynx": {"width": 8, "cells": 3, "reductions": (0, 1)},
     "cryptonas": {"width": 8},
+    "adjusted": {"width": 8, "base": 8, "blocks": (1, 1, 1), "widths": (4, 10, 6, 5, 9, 14)},
 }
 
 

@@ -6,5 +6,6 @@ SEARCHES = Registry(
     "search",
     {
         "criticality": "reluctant.searches.criticality:Criticality",
+        "adjustment": "reluctant.searches.adjustment:Adjustment",
     },
 )
