@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from reluctant.registry import unknown
 from reluctant.units import as_type_of
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Value = TypeVar("Value", bound="DataclassInstance")
+Value = TypeVar("Value")
 
 
 def changed(value: Value, settings: Mapping[str, Any], kind: str, name: str) -> Value:
@@ -23,8 +20,9 @@ def changed(value: Value, settings: Mapping[str, Any], kind: str, name: str) -> 
         UnknownName: a setting that it does not have.
         UsageError: a value of another type than the setting's, or one that ``value`` refuses.
     """
-    known = {field.name: getattr(value, field.name) for field in fields(value)}
+    known = {field.name: getattr(value, field.name) for field in fields(value)}  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
             raise unknown(f"setting of {kind} {name}", key, list(known))
-    return replace(value, **{key: as_type_of(known[key], item, f"{name}.{key}") for key, item in settings.items()})
+    typed = {key: as_type_of(known[key], item, f"{name}.{key}") for key, item in settings.items()}
+    return replace(value, **typed)  # type: ignore[type-var]

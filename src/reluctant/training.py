@@ -3,6 +3,7 @@
 :func:`evaluate` is the only reader of the test split's labels. Everything that trains selects on the validation split.
 """
 
+import atexit
 import logging
 import math
 import os
@@ -151,7 +152,15 @@ def make_fabric(*, device: str = "auto", precision: Precision = "auto", input_sh
         precision=precision,
     )
     fabric.launch()
+    if fabric.world_size > 1:
+        atexit.register(_leave_ranks)
     return fabric
+
+
+def _leave_ranks() -> None:
+    """End the threads that connect the ranks: left running, they may abort the process at its exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def rate(done: float, warmup: float) -> float:
