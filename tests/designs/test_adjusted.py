@@ -16,7 +16,7 @@ WIDTHS = st.lists(st.integers(1, 40), min_size=6, max_size=6).map(tuple)
 
 
 @given(WIDTHS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_stream_never_gets_narrower(widths):
     design = Adjusted(blocks=(1, 1, 1), widths=widths)
     assert design.layers == widths

@@ -5,7 +5,7 @@ Paper:    Chen, Niu, Xie, Liu, Wei, Tian. Network Adjustment: Channel Search Gui
 Deviates: utilisation may be per ReLU, byte or second as well, which the paper does not have. Every network is trained,
           the last one, too, and the best by held-out images is taken, where the paper takes the last. A rate of dropout
           is at most 0.9; no more than half of the layers get wider at a time; the factor on all widths keeps them at
-          4 or more, and where whole channels come no nearer to the resource than 1 %, layers take it one after another.
+          4 or more, and where whole channels come no nearer to the resource than 1 %, layers take it one by one.
           The learning rate falls to zero, not to 0.001, and of a training the epoch is kept that was best. Utilisation
           is measured on held-out images, as the paper does for CIFAR (for ImageNet it takes the test images).
 Symbols:  FUR -> utilisation; p_l -> rate; c_l dF/dc_l -> weight; F -> resource; iters -> rounds; times -> repeats;
@@ -110,11 +110,10 @@ class Adjustment(Search):
         return {"model": networks[best]["model"], "best": best, "n_val": n, "networks": networks}
 
     def _grown(self, study: Study, network: nn.Module, step: Step) -> AbstractContextManager[None]:
-        """Return the dropout of a training's step: it grows with the epoch, and from layer to layer."""
-        modules = _adjusted(network)
-        last = self.dropout * step.epoch / study.training.epochs
-        each = [last * (layer + 1) / len(modules) for layer in range(len(modules))]
-        return channel_dropout(modules, each, stream(study.seed, step.epoch, step.index, study.fabric.global_rank, 2))
+        """Return the dropout of a training's step."""
+        modules, draws = _adjusted(network), stream(study.seed, step.epoch, step.index, study.fabric.global_rank, 2)
+        each = grown(self.dropout * step.epoch / study.training.epochs, len(modules))
+        return channel_dropout(modules, each, draws)
 
     def _utilisation(self, study: Study, name: str, network: nn.Module, each: Sequence[float]) -> list[float]:
         """Return by how much the loss on held-out images rises where a layer loses its share of channels."""
@@ -170,6 +169,11 @@ def rates(weights: Sequence[float], p0: float) -> list[float]:
     """
     removed = p0 * sum(weights) / len(weights)
     return [removed / weight if weight * MOST > removed else MOST for weight in weights]
+
+
+def grown(last: float, layers: int) -> list[float]:
+    """Return rates of dropout that grow linearly from layer to layer, up to ``last``."""
+    return [last * (layer + 1) / layers for layer in range(layers)]
 
 
 @contextmanager

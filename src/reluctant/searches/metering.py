@@ -18,9 +18,6 @@ LEAST = 4
 #: How near a network is brought to the resource of another, as a share of its own.
 TOLERANCE = 0.01
 
-#: How often the interval of the factor on all widths is halved.
-HALVINGS = 20
-
 Widths = tuple[int, ...]
 
 
@@ -115,8 +112,8 @@ def _multiply_adds(design: Adjusted, classes: int, side: int) -> list[float]:
 def matched(widths: Sequence[int], price: Callable[[Widths], float], wanted: float) -> Widths:
     """Return ``widths`` times one factor, so that their price is within :data:`TOLERANCE` of ``wanted``.
 
-    Where no factor gives that, since widths are whole, the first layers are rounded up and the others down, as near as
-    it goes and no further above than that.
+    The factor is found by bisection. Where two neighbours are left, since widths are whole, the first layers take the
+    larger one and the others the smaller one, as near as it goes and no further above than that.
 
     Args:
         price: grows with the widths.
@@ -130,13 +127,16 @@ def matched(widths: Sequence[int], price: Callable[[Widths], float], wanted: flo
     low, high = 0.0, 1.0
     while price(_scaled(widths, high)) < wanted:
         low, high = high, 2 * high
-    for _ in range(HALVINGS):
+    under, over = _scaled(widths, low), _scaled(widths, high)
+    while max(b - a for a, b in zip(under, over, strict=True)) > 1:
         middle = (low + high) / 2
         tried = _scaled(widths, middle)
         if abs(excess(tried)) <= TOLERANCE:
             return tried
-        low, high = (middle, high) if price(tried) < wanted else (low, middle)
-    under, over = _scaled(widths, low), _scaled(widths, high)
+        if price(tried) < wanted:
+            low, under = middle, tried
+        else:
+            high, over = middle, tried
     mixed = [over[:layer] + under[layer:] for layer in range(len(under) + 1)]
     above = max(1, bisect_left(mixed, wanted, key=price))
     return min(mixed[above - 1 : above + 1], key=lambda tried: (excess(tried) > TOLERANCE, abs(excess(tried))))
