@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from reluctant.checkpoints import weights_digest
-from reluctant.experiment import Machine, begin
+from reluctant.experiment import Machine, begin, leave_the_rest_to_the_first
 from reluctant.files import write_json
 from reluctant.progress import Progress, silent
 from reluctant.recipe import Recipe
@@ -45,6 +45,6 @@ def run_search(
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     study = Study(task, recipe.model, recipe.training, recipe.finetune, recipe.seed, fabric, out, progress, given)
     found = {**search.to_json(), "task": task.name, "start": recipe.model, "seed": recipe.seed, **search.run(study)}
-    if fabric.is_global_zero:
-        write_json(out / FOUND, found)
+    leave_the_rest_to_the_first(fabric)
+    write_json(out / FOUND, found)
     return found
