@@ -136,6 +136,18 @@ def test_a_batch_that_processes_cannot_share_is_refused(few_digits):
         Loop("walk", train=few_digits.train, augmentation=few_digits.augmentation, epochs=1, batch=65, fabric=two)
 
 
+def test_batches_of_another_split_are_those_of_the_step_wherever_it_went_on(walk, few_digits, fabric):
+    _, _, steps = walk()
+    split = few_digits.val  # of fewer steps: they come round again
+    loop = Loop("walk", train=few_digits.train, augmentation=few_digits.augmentation, epochs=2, batch=64, fabric=fabric)
+    batches = [loop.beside(step, split) for step in steps]
+    assert all(torch.equal(split.labels[batch.ids], batch.labels) for batch in batches)
+    assert len({int(place) for batch in batches[:2] for place in batch.ids}) == 128
+    assert torch.equal(batches[2].ids, batches[0].ids)
+    assert not torch.equal(batches[4].ids, batches[0].ids)
+    assert torch.equal(loop.beside(steps[5], split).images, batches[5].images)
+
+
 @pytest.mark.parametrize("width", [4, 16])
 def test_images_lie_so_that_few_channels_are_trained_rightly(few_digits, fabric, width):
     """oneDNN's issue 6035: on channels-last images such a network would crash, or learn from wrong gradients."""

@@ -24,7 +24,7 @@ from reluctant.divergence import LOOK_EVERY, Divergence
 from reluctant.errors import CheckpointError, UsageError
 from reluctant.files import write_atomically
 from reluctant.progress import Progress, TimeLimit, limit_of, silent
-from reluctant.task import Augmentation, Job, Split, trains_channels_last
+from reluctant.task import Augmentation, Batch, Job, Split, trains_channels_last
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -193,7 +193,7 @@ class Loop:
         self.history: list[dict[str, float]] = []
         self._kept: dict[str, Stateful] = {}
         self._model = nn.Module()
-        self._stopped = False
+        self._plain = self._stopped = False
         self._divergence = Divergence(stage, fabric)
         self._before, self._begun = 0.0, time.monotonic()
         self._pace = Pace()
@@ -236,12 +236,10 @@ class Loop:
         """
         epoch, index = self._resume()
         steps, saved = self.train.steps(self.batch), time.monotonic()
-        plain = self.fabric.device.type == "cpu" and not trains_channels_last(self._model)
-        ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
+        self._plain = self.fabric.device.type == "cpu" and not trains_channels_last(self._model)
         while epoch < self.epochs:
             view = self.augmentation.view(epoch) if self.augmentation.views else None
-            batches = self.train.epoch(self.batch, epoch, self.augmentation, seed=self.seed, start=index, **ranks)
-            for images, labels, ids in batches:
+            for images, labels, ids in self._batches(self.train, epoch, index):
                 last, done = index == steps - 1, epoch * steps + index
                 if self.is_late(self._pace.needed(last, steps)):
                     self._divergence.check()
@@ -249,7 +247,6 @@ class Loop:
                     left = self._seconds() / done * (self.epochs * steps - done) if done else None
                     self.pause(self.stage, done, self.epochs * steps, left)
                 begun = time.monotonic()
-                images = images.clone(memory_format=torch.contiguous_format) if plain else images
                 step = Step(epoch, index, done / (self.epochs * steps), last, images, labels, ids, view)
                 self._divergence.step = step
                 yield step
@@ -268,9 +265,20 @@ class Loop:
             self._save(epoch, index)
             saved = time.monotonic()
 
+    def beside(self, step: Step, split: Split) -> Batch:
+        """Return the batch of another ``split`` for ``step``, shuffled and augmented as the loop's own batches are."""
+        return next(self._batches(split, step.epoch, step.index % split.steps(self.batch)))
+
+    def _batches(self, split: Split, epoch: int, start: int) -> Iterator[Batch]:
+        ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
+        for batch in split.epoch(self.batch, epoch, self.augmentation, seed=self.seed, start=start, **ranks):
+            if self._plain:
+                batch = batch._replace(images=batch.images.clone(memory_format=torch.contiguous_format))
+            yield batch
+
     def _measure(self, last: bool, seconds: float) -> None:
         if self.limit is not None:
-            self.limit.worked = True  # on every rank, also those that show no progress
+            self.limit.go_on()  # on every rank, also those that show no progress
         self._pace.took(last, seconds)
 
     def is_late(self, needed: float | None = None) -> bool:

@@ -36,14 +36,17 @@ def run_search(
         given: the recipe's network, trained, if there is one.
 
     Raises:
-        UsageError: ``out`` holds something else, or a search with other settings.
+        UsageError: ``out`` holds something else, or a search with other settings; or the network is none that
+            ``search`` can work on.
     """
     task = recipe.prepare(machine.task(recipe.task))
-    begin(out, {**public_recipe(recipe), "search": search.to_json(), "given": given and weights_digest(given)})
-    if (out / FOUND).exists():
-        return dict(json.loads((out / FOUND).read_text()))
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     study = Study(task, recipe.model, recipe.training, recipe.finetune, recipe.seed, fabric, out, progress, given)
+    search.check(study)
+    begin(out, {**public_recipe(recipe), "search": search.to_json(), "given": given and weights_digest(given)})
+    if (out / FOUND).exists():
+        leave_the_rest_to_the_first(fabric)
+        return dict(json.loads((out / FOUND).read_text()))
     found = {**search.to_json(), "task": task.name, "start": recipe.model, "seed": recipe.seed, **search.run(study)}
     leave_the_rest_to_the_first(fabric)
     write_json(out / FOUND, found)

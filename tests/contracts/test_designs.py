@@ -26,7 +26,13 @@ pytestmark = pytest.mark.parametrize("name", DESIGNS.names())
 SMALL = {
     "hybrenet": {"width": 8, "blocks": (1, 1, 1), "multipliers": (6, 3), "thin": True},
     "deepreduce": {"width": 8, "blocks": (1, 1, 1), "thin": True},
-    "sphynx": {"width": 8, "cells": 3, "reductions": (0, 1)},
+    "sphynx": {  # every operation, at both strides
+        "width": 8,
+        "cells": 3,
+        "reductions": (0, 1),
+        "normal_cell": "0a3.1c3-0d5.2s-0c5.1d3-3a3.4s",
+        "reduction_cell": "0a3.1s-0d3.1d5-1c3.3a3-0c5.2s",
+    },
     "cryptonas": {"width": 8},
     "adjusted": {"width": 8, "base": 8, "blocks": (1, 1, 1), "widths": (4, 10, 6, 5, 9, 14)},
 }

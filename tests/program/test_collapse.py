@@ -9,10 +9,10 @@ from torch import nn
 from reluctant.errors import UnknownName, UnsupportedOperation
 from reluctant.mask import Mask
 from reluctant.models.resnet import resnet8
-from reluctant.program import collapse
+from reluctant.program import affine, collapse
 from reluctant.program.collapse import straighten
 from reluctant.program.lower import lower
-from reluctant.program.operations import Activation, Add, Linear, Reshape
+from reluctant.program.operations import Activation, Add, Conv2d, Linear, Reshape
 from reluctant.surrogates import Affine, Constant, Identity, Quadratic, Reciprocal, Shift
 
 IMAGE = (3, 16, 16)
@@ -112,3 +112,32 @@ def test_a_matrix_that_is_too_large_is_refused(monkeypatch):
     monkeypatch.setattr(collapse, "LARGEST_MATRIX", 1000)
     with pytest.raises(UnsupportedOperation, match=r"is a matrix of .* numbers, expected at most 1,000"):
         straighten(lower(masked(resnet8(5, 3, width=2), 0.0, Quadratic(), (3, 8, 8))))
+
+
+class Convolved(nn.Module):
+    """A convolution alone between two activations."""
+
+    def __init__(self, stride, padding, dilation, bias):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv = nn.Conv2d(6, 8, (3, 2), stride, padding, dilation, bias=bias)
+        self.head = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(torch.relu(self.stem(x))))).mean((2, 3))
+
+
+@pytest.mark.parametrize("limit", [1 << 22, 0], ids=["written down", "sent through"])
+@pytest.mark.parametrize(
+    "settings",
+    [(1, 1, 1, True), ((1, 2), (2, 1), 1, False), (1, (3, 2), 2, True), (2, 2, (1, 2), False)],
+    ids=["plain", "strided", "dilated", "both"],
+)
+def test_a_convolution_is_the_matrix_of_its_weights(settings, limit, monkeypatch):
+    """Whether its columns are read off the weights, or computed, as those of anything else."""
+    monkeypatch.setattr(affine, "MOST_NUMBERS", limit)
+    program = lower(masked(Convolved(*settings), 1.0, None, (3, 3, 4)))
+    straight, images = straighten(program), torch.randn(3, 3, 3, 4)
+    assert not any(isinstance(op, Conv2d) for op in straight.ops)
+    for made, expected in zip(interpret(straight, images), interpret(program, images), strict=True):
+        torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)

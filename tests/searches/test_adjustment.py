@@ -235,12 +235,12 @@ def test_it_is_trained_as_published_unless_one_says_otherwise():
 
 def test_what_cannot_be_adjusted_is_refused(study):
     with pytest.raises(UsageError, match="resnet8 has no width for every layer: start from adjusted"):
-        QUICK.run(replace(study, model="resnet8"))
+        QUICK.check(replace(study, model="resnet8"))
     with pytest.raises(UsageError, match="not from trained weights: give adjusted"):
-        QUICK.run(replace(study, given=study.build(SMALL)))
+        QUICK.check(replace(study, given=study.build(SMALL)))
     with pytest.raises(UsageError, match="expected macs, relus, bytes, seconds"):
         Adjustment(resource="flops")
     with pytest.raises(UsageError, match=r"p0 is 1.0, expected a share of channels under 1"):
         Adjustment(p0=1.0)
     with pytest.raises(UnknownName):
-        replace(QUICK, resource="bytes", engine="cheeta").run(study)
+        replace(QUICK, resource="bytes", engine="cheeta").check(study)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reluctant.designs.base import Design, check_multiple
-from reluctant.designs.sphynx import Halved
+from reluctant.designs.cells import Halved
 from reluctant.errors import UsageError
 
 #: The released ones, from the authors' training scripts. Their "separable" choices are built as full convolutions.

@@ -2,45 +2,24 @@
 
 Paper:    Cho, Ghodsi, Reagen, Garg, Hegde. Sphynx: ReLU-Efficient Network Design for Private Inference. IEEE Security
           and Privacy 2022, arXiv:2106.11755.
-Deviates: the cells are those that the authors' search found; the search itself is left out. So are the auxiliary head
-          and drop-path of their training: they change how the network is trained, not what it computes. The
-          configuration of the network with 230 thousand ReLUs is not public.
-Symbols:  C0 -> width; L -> cells; places of the reduction cells -> reductions, counted from 0.
+Deviates: auxiliary head and drop-path of the authors' training are left out: they change how the network is trained,
+          not what it computes. The average pool, which no released cell has, counts its padding as zeros; theirs may
+          not. The configuration of the network with 230 thousand ReLUs is not public.
+Symbols:  C0 -> width; L -> cells; genotype -> normal_cell, reduction_cell; places of the reduction cells -> reductions,
+          counted from 0.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from reluctant.designs.base import Design, check_multiple
+from reluctant.designs.cells import Cell, normed, read_cell
 from reluctant.errors import UsageError
-
-
-class Edge(NamedTuple):
-    """An operation and which node it reads: 0 and 1 are the inputs, 2 to 5 the cell's own."""
-
-    operation: str
-    source: int
-
-
-#: Of the released genotype: the two edges of each of a cell's four nodes.
-NORMAL = (
-    (Edge("skip", 0), Edge("skip", 1)),
-    (Edge("skip", 2), Edge("dilated5", 0)),
-    (Edge("conv5", 2), Edge("dilated3", 0)),
-    (Edge("conv3", 1), Edge("skip", 2)),
-)
-REDUCTION = (
-    (Edge("conv3", 0), Edge("conv3", 1)),
-    (Edge("skip", 0), Edge("conv3", 2)),
-    (Edge("dilated3", 0), Edge("skip", 2)),
-    (Edge("conv5", 0), Edge("skip", 4)),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +32,8 @@ class Sphynx(Design):
         width: channels of a cell before the first reduction.
         cells: how many there are.
         reductions: which of them are reduction cells, counted from 0.
+        normal_cell: what the cells are, as :mod:`reluctant.designs.cells` writes them; by default the released one.
+        reduction_cell: what the reduction cells are.
         stem: ``small`` has no ReLU; ``imagenet`` takes three convolutions of stride 2, with two ReLUs.
     """
 
@@ -63,10 +44,14 @@ class Sphynx(Design):
     width: int = 5
     cells: int = 10
     reductions: tuple[int, ...] = (0, 5)
+    normal_cell: str = "0s.1s-2s.0d5-2c5.0d3-1c3.2s"
+    reduction_cell: str = "0c3.1c3-0s.2c3-0d3.2s-0c5.4s"
     stem: str = "small"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for kind in ("normal_cell", "reduction_cell"):
+            read_cell(getattr(self, kind), f"sphynx.{kind}")
         rising = all(a < b for a, b in pairwise(self.reductions))
         if not rising or any(place >= self.cells for place in self.reductions):
             raise UsageError(
@@ -154,22 +139,23 @@ class SphynxNetwork(nn.Module):
         if design.stem == "imagenet":
             first = width // 2
             self.stem: nn.Module = nn.Sequential(
-                *(*_normed(channels, first, 3, 2), nn.ReLU(), *_normed(first, width, 3, 2))
+                *(*normed(channels, first, 3, 2), nn.ReLU(), *normed(first, width, 3, 2))
             )
-            self.stem2: nn.Module = nn.Sequential(nn.ReLU(), *_normed(width, width, 3, 2))
+            self.stem2: nn.Module = nn.Sequential(nn.ReLU(), *normed(width, width, 3, 2))
             before = last = width
         else:
-            self.stem, self.stem2 = nn.Sequential(*_normed(channels, 3 * width, 3)), nn.Identity()
+            self.stem, self.stem2 = nn.Sequential(*normed(channels, 3 * width, 3)), nn.Identity()
             before = last = 3 * width
         halved = design.stem == "imagenet"  # whether the cell before the last one reads a map twice as large
         self.stages = tuple(f"stage{number}" for number in range(1, len(design.reductions) + 2))
         for stage in self.stages:
             self.add_module(stage, nn.ModuleList())
+        nodes = [read_cell(text, "sphynx") for text in (design.normal_cell, design.reduction_cell)]
         number = 0
         for place in range(design.cells):
             reduces = place in design.reductions
             number, width = number + reduces, width * 4 if reduces else width
-            getattr(self, self.stages[number]).append(Cell(before, last, width, halved, reduces))
+            getattr(self, self.stages[number]).append(Cell(nodes[reduces], before, last, width, halved, reduces))
             before, last, halved = last, width, reduces
         self.fc = nn.Linear(last, classes)
 
@@ -180,66 +166,3 @@ class SphynxNetwork(nn.Module):
             for cell in getattr(self, stage):
                 before, last = last, cell(before, last)
         return self.fc(last.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-class Cell(nn.Module):
-    """Four nodes, each the sum of two edges; all of them, by a 1x1 convolution to ``width`` channels; one ReLU.
-
-    Args:
-        before, last: channels of what the two cells before put out.
-        halved: whether the map of the former is twice as large as that of the latter.
-        reduces: whether this cell halves the map.
-    """
-
-    def __init__(self, before: int, last: int, width: int, halved: bool, reduces: bool) -> None:
-        super().__init__()
-        self.input0 = Halved(before, width, affine=False) if halved else _mixed(before, width)
-        self.input1 = _mixed(last, width)
-        nodes = REDUCTION if reduces else NORMAL
-        self.sources = tuple(tuple(edge.source for edge in node) for node in nodes)
-        self.nodes = nn.ModuleList(
-            nn.ModuleList(_operation(edge.operation, width, 2 if reduces and edge.source < 2 else 1) for edge in node)
-            for node in nodes
-        )
-        self.output = _mixed(len(nodes) * width, width)
-        self.relu = nn.ReLU()
-
-    def forward(self, before: Float[Tensor, "B C H W"], last: Float[Tensor, "B D H2 W2"]) -> Float[Tensor, "B E H3 W3"]:
-        values = [self.input0(before), self.input1(last)]
-        for sources, edges in zip(self.sources, self.nodes, strict=True):
-            first, second = (edge(values[source]) for source, edge in zip(sources, edges, strict=True))  # type: ignore[call-overload]
-            values.append(first + second)
-        return self.relu(self.output(torch.cat(values[2:], 1)))  # type: ignore[no-any-return]
-
-
-class Halved(nn.Module):
-    """Half the resolution: 1x1 convolutions of every second pixel and of those between, side by side, and BN."""
-
-    def __init__(self, inputs: int, outputs: int, *, affine: bool = True) -> None:
-        super().__init__()
-        self.even = nn.Conv2d(inputs, outputs // 2, 1, 2, bias=False)
-        self.odd = nn.Conv2d(inputs, outputs // 2, 1, 2, bias=False)
-        self.bn = nn.BatchNorm2d(outputs // 2 * 2, affine=affine)
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H2 W2"]:
-        return self.bn(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], 1))  # type: ignore[no-any-return]
-
-
-def _normed(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> tuple[nn.Module, nn.Module]:
-    padding = dilation * (kernel // 2)
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
-    return convolution, nn.BatchNorm2d(outputs)
-
-
-def _mixed(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs, affine=False))
-
-
-def _operation(name: str, width: int, stride: int) -> nn.Module:
-    """Return an edge: all of them keep the channels, ``skip`` does nothing at stride 1."""
-    kernel = int(name[-1]) if name[-1].isdigit() else 1
-    if name == "skip":
-        return nn.Identity() if stride == 1 else Halved(width, width)
-    if name.startswith("dilated"):
-        return nn.Sequential(*_normed(width, width, kernel, stride, dilation=2))
-    return nn.Sequential(*_normed(width, width, kernel, stride), *_normed(width, width, kernel))

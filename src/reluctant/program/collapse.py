@@ -4,45 +4,33 @@ What lies between two non-linear operations, or behind the last one, is an affin
 however many operations it is made of: ``v = sum over i of A_i u_i + b``. Where the matrices have fewer
 multiply-accumulates than the operations that are needed for ``v`` alone, they take their place: the tail of a network
 whose last sites have lost all of their ReLUs becomes one matrix with a row a class, a network without any ReLU is one
-affine map of the image. The matrices are exact, computed in float64, by rows or by columns.
+affine map of the image.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from reluctant.errors import UnsupportedOperation
-from reluctant.program.draft import Draft, Numbers, aligned
+from reluctant.program.affine import affine_map
+from reluctant.program.draft import Draft
 from reluctant.program.operations import (
     INPUT,
     Activation,
     Add,
-    AvgPool,
-    Concat,
-    Conv2d,
     Linear,
     MaxPool,
     Op,
-    Pad,
     Reshape,
     Scale,
     Shape,
-    Slice,
 )
 from reluctant.program.ops import Program
 
 #: No stretch becomes matrices with more numbers than that: both parties hold plaintexts and ciphertexts of them.
 LARGEST_MATRIX = 1 << 22
-
-#: Rows that are differentiated at once, which is so many times as slow for each as to send a column through.
-_AT_ONCE = 16
-_FEW_ROWS = 4
 
 
 def collapse(draft: Draft) -> None:
@@ -148,7 +136,7 @@ def _macs_saved(draft: Draft, end: str, sources: list[str], shapes: Mapping[str,
 
 def _replace(draft: Draft, end: str, stretch: list[Op], sources: list[str], shapes: Mapping[str, Shape]) -> None:
     """Put one product a source, and their sum, in the place of the operation that makes ``end``."""
-    matrices, offset = _affine_map(draft, end, stretch, sources, shapes)
+    matrices, offset = affine_map(draft, end, stretch, sources, shapes)
     new: list[Op] = []
     flat = len(shapes[end]) == 1
 
@@ -178,112 +166,3 @@ def _replace(draft: Draft, end: str, stretch: list[Op], sources: list[str], shap
         new.append(Reshape(output=end, inputs=(new[-1].output,), shape=shapes[end]))
     old = next(op for op in draft.ops if op.output == end)
     draft.swap(old, *new)
-
-
-def _affine_map(
-    draft: Draft, end: str, stretch: list[Op], sources: list[str], shapes: Mapping[str, Shape]
-) -> tuple[list[Numbers], Numbers]:
-    """Return the matrices ``[elements of end, elements of a source]`` and the offset ``[elements of end]``."""
-    entering = [torch.zeros(1, *shapes[source], dtype=torch.float64) for source in sources]
-
-    def made(given: Sequence[Tensor]) -> Tensor:
-        values = dict(zip(sources, given, strict=True))
-        for op in stretch:
-            values[op.output] = _FUNCTIONS[type(op)](draft, op, *(values[name] for name in op.inputs))
-        return values[end].flatten(1)
-
-    offset = made(entering)[0]
-    columns = sum(source.numel() for source in entering)
-    matrices = _by_rows(made, entering) if _FEW_ROWS * len(offset) < columns else _by_columns(made, entering, offset)
-    return [matrix.numpy() for matrix in matrices], offset.numpy()
-
-
-def _by_rows(made: Callable[[Sequence[Tensor]], Tensor], entering: Sequence[Tensor]) -> list[Tensor]:
-    """Return the matrices, each row as the gradient of one element."""
-    leaves = [source.clone().requires_grad_() for source in entering]
-    with torch.enable_grad():
-        flat = made(leaves)[0]
-    rows: list[Sequence[Tensor | None]] = []
-    for chosen in torch.split(torch.eye(len(flat), dtype=torch.float64), _AT_ONCE):
-        rows.append(
-            torch.autograd.grad(flat, leaves, chosen, is_grads_batched=True, retain_graph=True, allow_unused=True)
-        )
-    matrices = [
-        torch.cat([torch.zeros(_AT_ONCE, source.numel()) if row is None else row.flatten(1) for row in found])
-        for source, found in zip(leaves, zip(*rows, strict=True), strict=True)
-    ]
-    return [matrix[: len(flat)] for matrix in matrices]
-
-
-@torch.no_grad()
-def _by_columns(made: Callable[[Sequence[Tensor]], Tensor], entering: Sequence[Tensor], offset: Tensor) -> list[Tensor]:
-    """Return the matrices, each column as what one element of a source makes."""
-    matrices = []
-    for place, source in enumerate(entering):
-        parts = []
-        for chosen in torch.split(torch.eye(source.numel(), dtype=torch.float64), 8 * _AT_ONCE):
-            given = [other.expand(len(chosen), *other.shape[1:]) for other in entering]
-            given[place] = chosen.reshape(len(chosen), *source.shape[1:])
-            parts.append(made(given) - offset)
-        matrices.append(torch.cat(parts).T.contiguous())
-    return matrices
-
-
-def _around(padding: tuple[int, int, int, int]) -> list[int]:
-    top, bottom, left, right = padding
-    return [left, right, top, bottom]
-
-
-def _tensor(draft: Draft, name: str | None) -> Tensor | None:
-    array = draft.load(name)
-    return None if array is None else torch.tensor(array)
-
-
-def _conv2d(draft: Draft, op: Conv2d, x: Tensor) -> Tensor:
-    weight, bias = (_tensor(draft, name) for name in (op.weight, op.bias))
-    assert weight is not None
-    return F.conv2d(F.pad(x, _around(op.padding)), weight, bias, op.stride, 0, op.dilation, op.groups)
-
-
-def _linear(draft: Draft, op: Linear, x: Tensor) -> Tensor:
-    weight = _tensor(draft, op.weight)
-    assert weight is not None
-    return F.linear(x, weight, _tensor(draft, op.bias))
-
-
-def _scale(draft: Draft, op: Scale, x: Tensor) -> Tensor:
-    shape = tuple(x.shape[1:])
-    for factor in (draft.load(op.scale), None if op.factors is None else np.asarray(op.factors)):
-        x = x if factor is None else x * torch.tensor(aligned(shape, factor))
-    bias = draft.load(op.bias)
-    return op.factor * x + (0 if bias is None else torch.tensor(aligned(shape, bias)))
-
-
-def _activation(draft: Draft, op: Activation, x: Tensor) -> Tensor:
-    c0, c1 = (_tensor(draft, name) for name in (op.c0, op.c1))
-    flat = x.flatten(1)
-    slope = flat * (1.0 if op.unit_slope else 0.0) if c1 is None else flat * c1
-    return (slope + (0 if c0 is None else c0)).reshape(x.shape)
-
-
-def _pad(draft: Draft, op: Pad, x: Tensor) -> Tensor:
-    return F.pad(x, [amount for pair in zip(op.low[::-1], op.high[::-1], strict=True) for amount in pair])
-
-
-def _slice(draft: Draft, op: Slice, x: Tensor) -> Tensor:
-    parts = (slice(*part) for part in zip(op.start, op.stop, op.step, strict=True))
-    return x[(slice(None), *parts)]
-
-
-_FUNCTIONS: dict[type[Op], Callable[..., Any]] = {
-    Conv2d: _conv2d,
-    Linear: _linear,
-    Scale: _scale,
-    Add: lambda draft, op, x, y: x + y,
-    Concat: lambda draft, op, *xs: torch.cat(xs, 1),
-    AvgPool: lambda draft, op, x: F.avg_pool2d(F.pad(x, _around(op.padding)), op.kernel, op.stride),
-    Reshape: lambda draft, op, x: x.reshape(len(x), *op.shape),
-    Pad: _pad,
-    Slice: _slice,
-    Activation: _activation,
-}

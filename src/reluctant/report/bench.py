@@ -17,7 +17,8 @@ def bench_figure(bench: Bench) -> str | None:
     for method in bench.methods:
         entries = sorted((entry for entry in method.entries.values() if entry.runs), key=lambda entry: entry.kept)
         spots = tuple(
-            Spot(entry.kept, entry.mean, _sd(entry.accuracies.values()) or 0.0, entry.predicted) for entry in entries
+            Spot(entry.kept, entry.mean, spread_of(entry.accuracies.values()) or 0.0, entry.predicted)
+            for entry in entries
         )
         if spots:
             curves.append(Curve(method.name, method.track, spots, is_floor(method)))
@@ -78,8 +79,8 @@ def _section(bench: Bench) -> list[str]:
         if methods:
             lines += [f"### {title}", "", *_track(bench, methods), ""]
     lines += ["### Where the tracks meet: predicted CHEETAH traffic, MB an image", "", *_priced(bench), ""]
-    lines += ["### Failed", "", *_failed(bench), "", "### Not run", "", *_missing(bench), ""]
-    lines += ["### Recipes", "", *_recipes(bench), "", "### Every run", "", *_runs(bench)]
+    lines += ["### Failed", "", *_failed(bench), "", "### Not run", "", *missing_lines(bench), ""]
+    lines += ["### Recipes", "", *recipe_rows(bench), "", "### Every run", "", *run_rows(bench)]
     return lines
 
 
@@ -104,7 +105,7 @@ def _conditions(bench: Bench) -> list[str]:
     tested = f", of {', '.join(f'{n:,}' for n in images)} test images" if images else ""
     lines.append(
         f"* Teachers: {cell(bench.dense.recipe.model)}, {bench.dense.recipe.training.epochs} epochs, "
-        f"{_accuracy(teachers)}{tested}."
+        f"{accuracy_cell(teachers)}{tested}."
     )
     return lines
 
@@ -127,7 +128,7 @@ def _track(bench: Bench, methods: Sequence[Method]) -> list[str]:
         rows.append(
             [
                 f"`{method.name}`",
-                *(_accuracy(method.entries.get(budget), method in best[budget]) for budget in budgets),
+                *(accuracy_cell(method.entries.get(budget), method in best[budget]) for budget in budgets),
                 _range([record.epochs or 0 for record in made]),
                 format_seconds(mean(record.seconds for record in made)) if made else "–",
             ]
@@ -147,7 +148,7 @@ def _borrowed_floor(bench: Bench) -> str:
     """Return what a track without a random mask of its own is told of that of another."""
     text = "No recipe has a random mask with a surrogate of this track"
     for method in filter(is_floor, bench.methods):
-        reached = [f"{_accuracy(e)} at {_percent(budget)}" for budget, e in method.entries.items() if e.runs]
+        reached = [f"{accuracy_cell(e)} at {_percent(budget)}" for budget, e in method.entries.items() if e.runs]
         if reached:
             text += f"; `{method.name}` ({method.track}) reaches {', '.join(reached)}"
     return f"{text}."
@@ -166,28 +167,28 @@ def _first_and_second(methods: Sequence[Method], budget: str) -> list[str] | Non
         return None
     first, second = ranked[:2]
     ours, theirs = first.entries[budget].accuracies, second.entries[budget].accuracies
-    return [_percent(budget), f"`{first.name}`", f"`{second.name}`", _difference(ours, theirs)]
+    return [_percent(budget), f"`{first.name}`", f"`{second.name}`", difference_cell(ours, theirs)]
 
 
-def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+def difference_cell(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
     """Return ours minus theirs over the seeds that both have."""
     gaps = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
     if not gaps:
         return "–"
-    spread = _sd(gaps)
+    spread = spread_of(gaps)
     return f"{mean(gaps):+.2f}{'' if spread is None else f' ± {spread:.2f}'} ({len(gaps)})".replace("-", "−")
 
 
-def _accuracy(entry: Entry | None, best: bool = False) -> str:
+def accuracy_cell(entry: Entry | None, best: bool = False) -> str:
     if entry is None or not entry.runs:
         return "failed" if entry and entry.failed else "–"
-    spread = _sd(entry.accuracies.values())
+    spread = spread_of(entry.accuracies.values())
     text = f"{100 * entry.mean:.1f}{'' if spread is None else f' ± {100 * spread:.1f}'}"
     failed = f", {len(entry.failed)} failed" if entry.failed else ""
     return f"{f'**{text}**' if best else text} ({len(entry.runs)}{failed})"
 
 
-def _sd(values: Iterable[float]) -> float | None:
+def spread_of(values: Iterable[float]) -> float | None:
     """Return the sample standard deviation; ``None`` of a single value."""
     values = list(values)
     return stdev(values) if len(values) > 1 else None
@@ -229,7 +230,7 @@ def _failed(bench: Bench) -> list[str]:
     return lines or ["Nothing."]
 
 
-def _missing(bench: Bench) -> list[str]:
+def missing_lines(bench: Bench) -> list[str]:
     """Return a line a method with the budgets and seeds that have no record."""
     waiting: dict[str, list[str]] = defaultdict(list)
     for method, budget, found in _entries(bench):
@@ -241,7 +242,7 @@ def _missing(bench: Bench) -> list[str]:
     ]
 
 
-def _recipes(bench: Bench) -> list[str]:
+def recipe_rows(bench: Bench) -> list[str]:
     rows = []
     for method in (bench.dense, *bench.methods):
         for file, recipe in method.recipes.items():
@@ -251,7 +252,7 @@ def _recipes(bench: Bench) -> list[str]:
     return table({"recipe": "---", "surrogate": "---", "epochs": "---:", "its comment": "---"}, rows)
 
 
-def _runs(bench: Bench) -> list[str]:
+def run_rows(bench: Bench) -> list[str]:
     rows = []
     for method, budget, found in _entries(bench):
         if found.runs:

@@ -7,5 +7,6 @@ SEARCHES = Registry(
     {
         "criticality": "reluctant.searches.criticality:Criticality",
         "adjustment": "reluctant.searches.adjustment:Adjustment",
+        "sphynx": "reluctant.searches.sphynx:SphynxSearch",
     },
 )

@@ -80,12 +80,17 @@ class Adjustment(Search):
             if getattr(self, name) >= 1:
                 raise UsageError(f"adjustment.{name} is {getattr(self, name)}, expected a share of channels under 1")
 
-    def run(self, study: Study) -> dict[str, Any]:
-        """Return the best network, and of each one its widths, what it takes, held-out accuracy and utilisation.
+    def check(self, study: Study) -> None:
+        """Refuse a network that has no width for every layer, or was trained before, or resources without prices.
 
         Raises:
-            UsageError: the network is no ``adjusted`` one, or was trained before.
+            UnknownName, UsageError: also for an engine or a link that is not known.
         """
+        _start(study)
+        Meter.of(self.resource, study.task, self.engine, self.network)
+
+    def run(self, study: Study) -> dict[str, Any]:
+        """Return the best network, and of each one its widths, what it takes, held-out accuracy and utilisation."""
         first = _start(study)
         meter = Meter.of(self.resource, study.task, self.engine, self.network)
         design, networks = first, []

@@ -15,12 +15,12 @@ from torch import nn
 from reluctant import papers
 from reluctant.errors import CheckpointError
 from reluctant.files import write_json
-from reluctant.loop import fingerprint, is_late, read_state, write_state
+from reluctant.loop import Loop, fingerprint, is_late, read_state, write_state
 from reluctant.models import ModelSpec
 from reluctant.progress import Progress, Under, limit_of
 from reluctant.settings import changed
 from reluctant.sites import copied
-from reluctant.task import Task
+from reluctant.task import Split, Task
 from reluctant.training import Evaluation, Regularizer, Training, evaluate, fit
 from reluctant.units import check_number
 
@@ -109,11 +109,31 @@ class Study:
         network.load_state_dict(state["weights"])
         return network.eval()
 
+    def loop(self, name: str, train: Split, *, epochs: int, batch: int, settings: Mapping[str, Any]) -> Loop:
+        """Return the loop of a training that is the search's own.
+
+        Args:
+            name: of its folder; its state is kept there until :meth:`noted` has an answer of that name.
+            settings: what decides on its steps; a state of other settings is not continued.
+        """
+        return Loop(
+            name,
+            train=train,
+            augmentation=self.task.augmentation,
+            epochs=epochs,
+            batch=batch,
+            fabric=self.fabric,
+            seed=self.seed,
+            directory=self.directory / name,
+            settings=settings,
+            progress=self.progress,
+        )
+
     def noted(self, name: str, find: Callable[[], Any]) -> Any:
         """Return what ``find`` returned, as JSON; it is called once, and its answer kept in the folder of ``name``.
 
         Raises:
-            Paused: the time limit is near, judged by the longest such call so far.
+            Paused: the time limit is near, judged by the longest such call so far that could not be broken off.
         """
         path = self.directory / name / "found.json"
         if path.exists():
@@ -124,9 +144,11 @@ class Study:
         begun = time.monotonic()
         found = find()
         if limit is not None:
-            limit.longest, limit.worked = max(limit.longest, time.monotonic() - begun), True
+            limit.longest = max(limit.longest, time.monotonic() - max(begun, limit.went_on))
+            limit.go_on()
         if self.fabric.is_global_zero:
             write_json(path, found)
+            (path.parent / f"{name}.state").unlink(missing_ok=True)
         return found
 
     def validate(self, network: nn.Module) -> Evaluation:
@@ -155,12 +177,19 @@ class Search(ABC):
                 whole, zero = isinstance(field.default, int), field.name in self.may_be_zero
                 check_number(getattr(self, field.name), f"{self.name}.{field.name}", whole=whole, zero=zero)
 
+    def check(self, study: Study) -> None:
+        """Refuse, before anything is written, a network that this search cannot work on.
+
+        Raises:
+            UsageError: it is none, or cannot read the task's images.
+        """
+        study.build(study.model)
+
     @abstractmethod
     def run(self, study: Study) -> dict[str, Any]:
         """Return what was found, as a JSON object; ``model`` in it names a network that was.
 
         Raises:
-            UsageError: the network is none that this search can work on.
             Paused: the time limit is near; the same call goes on.
         """
 

@@ -42,12 +42,16 @@ class Criticality(Search):
 
     exponent: float = 0.07
 
-    def run(self, study: Study) -> dict[str, Any]:
-        """Return ReLUs, accuracy and criticality of each stage, and the order, most critical first.
+    def check(self, study: Study) -> None:
+        """Refuse a network without stages.
 
         Raises:
-            UsageError: the network's modules are not called ``layer1``, ``layer2``, ... or ``stage1``, ...
+            UsageError: its modules are not called ``layer1``, ``layer2``, ... or ``stage1``, ...
         """
+        _stages(find_sites(study.build(study.model), study.task.example), study.model)
+
+    def run(self, study: Study) -> dict[str, Any]:
+        """Return ReLUs, accuracy and criticality of each stage, and the order, most critical first."""
         sites = find_sites(study.build(study.model), study.task.example)
         stages = _stages(sites, study.model)
         dense = study.dense
