@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from reluctant.checkpoints import load_checkpoint, save_checkpoint
     from reluctant.data import TASKS, load_task
     from reluctant.designs import DESIGNS
+    from reluctant.designs.adjusted import Adjusted
     from reluctant.designs.base import Design
     from reluctant.designs.cryptonas import CryptoNAS
     from reluctant.designs.deepreduce import DeepReDuce
@@ -63,6 +64,7 @@ _HOME = {
     "circa": ["Circa", "finetune_with_faults", "largest_truncations", "with_faults"],
     "data": ["TASKS", "load_task"],
     "designs": ["DESIGNS"],
+    "designs.adjusted": ["Adjusted"],
     "designs.base": ["Design"],
     "designs.cryptonas": ["CryptoNAS"],
     "designs.deepreduce": ["DeepReDuce"],
@@ -110,6 +112,7 @@ __all__ = [
     "SNIP",
     "SNL",
     "TASKS",
+    "Adjusted",
     "Affine",
     "AutoReP",
     "Budget",

@@ -116,7 +116,7 @@ def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = s
         "input_range": task.train.input_range,
     }
     origin = Origin(str(spec), task.name, len(task.classes), task.input_shape, facts=facts)
-    _leave_the_rest_to_the_first(fabric)
+    leave_the_rest_to_the_first(fabric)
     return _finish(out, model, origin, recipe, "train", time.monotonic() - begun)
 
 
@@ -169,7 +169,7 @@ def linearize_checkpoint(
         budget=recipe.budget,
         facts=facts,
     )
-    _leave_the_rest_to_the_first(fabric)
+    leave_the_rest_to_the_first(fabric)
     return _finish(out, small, origin, recipe, "linearize", time.monotonic() - begun)
 
 
@@ -224,7 +224,7 @@ def _twin_scores(
     return scores
 
 
-def _leave_the_rest_to_the_first(fabric: "Fabric") -> None:
+def leave_the_rest_to_the_first(fabric: "Fabric") -> None:
     """Of several processes that trained together, end all but the first, which alone writes what came out."""
     fabric.barrier()
     if not fabric.is_global_zero:

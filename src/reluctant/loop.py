@@ -278,7 +278,7 @@ class Loop:
 
     def _measure(self, last: bool, seconds: float) -> None:
         if self.limit is not None:
-            self.limit.worked = True  # on every rank, also those that show no progress
+            self.limit.go_on()  # on every rank, also those that show no progress
         self._pace.took(last, seconds)
 
     def is_late(self, needed: float | None = None) -> bool:

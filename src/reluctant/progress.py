@@ -29,6 +29,7 @@ class TimeLimit:
         begun: on :func:`time.monotonic`'s clock.
         worked: whether anything was done in this slice.
         longest: seconds that the longest stretch took which cannot be broken off.
+        went_on: when a stretch ended last, on the same clock.
 
     Example::
 
@@ -43,10 +44,15 @@ class TimeLimit:
     begun: float = field(default_factory=time.monotonic)
     worked: bool = False
     longest: float = 1.0
+    went_on: float = 0.0
 
     def __call__(self, stage: str, done: int, total: int, **metrics: float) -> None:
-        self.worked = True
+        self.go_on()
         self.progress(stage, done, total, **metrics)
+
+    def go_on(self) -> None:
+        """Note that a stretch of work ended."""
+        self.worked, self.went_on = True, time.monotonic()
 
     @property
     def left(self) -> float:

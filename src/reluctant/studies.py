@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from reluctant.checkpoints import weights_digest
-from reluctant.experiment import Machine, begin
+from reluctant.experiment import Machine, begin, leave_the_rest_to_the_first
 from reluctant.files import write_json
 from reluctant.progress import Progress, silent
 from reluctant.recipe import Recipe
@@ -45,8 +45,9 @@ def run_search(
     search.check(study)
     begin(out, {**public_recipe(recipe), "search": search.to_json(), "given": given and weights_digest(given)})
     if (out / FOUND).exists():
+        leave_the_rest_to_the_first(fabric)
         return dict(json.loads((out / FOUND).read_text()))
     found = {**search.to_json(), "task": task.name, "start": recipe.model, "seed": recipe.seed, **search.run(study)}
-    if fabric.is_global_zero:
-        write_json(out / FOUND, found)
+    leave_the_rest_to_the_first(fabric)
+    write_json(out / FOUND, found)
     return found

@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reluctant.distillation import logits, teaching
 from reluctant.errors import ReluctantError, UsageError
-from reluctant.loop import Counters, Loop
+from reluctant.loop import Counters, Loop, Step
 from reluctant.masked import MaskedModel
 from reluctant.progress import Progress, silent
 from reluctant.sites import copied, evaluating
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
+
+#: What the forward pass of a training step runs in, made anew for each step from the network and the step.
+Regularizer = Callable[[nn.Module, Step], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +224,15 @@ def fit(
     directory: Path | None = None,
     progress: Progress = silent,
     stage: str = "train",
+    regularize: Regularizer | None = None,
 ) -> nn.Module:
     """Return a trained copy of ``model``: the epoch that was best on the validation split, the last of equals.
 
     Args:
         teacher: distils into the copy, beside the labels.
         directory: keeps the state of an interrupted run; the same call then goes on where it stopped.
+        regularize: what the training steps' forward passes run in, dropout of some kind; validation does not. What it
+            draws must be a function of the step.
     """
     training = training or Training()
     fabric = fabric or make_fabric(input_shape=task.input_shape)
@@ -259,7 +265,8 @@ def fit(
             network.train()
             set_rate(optimizer, training.lr * rate(step.done, training.warmup))
             taught = None if lesson is None else lesson(step)
-            output = logits(network(step.images))
+            with nullcontext() if regularize is None else regularize(student, step):
+                output = logits(network(step.images))
             loss = training.labels * F.cross_entropy(output, step.labels, label_smoothing=training.label_smoothing)
             if taught is not None:
                 loss = loss + taught(output)

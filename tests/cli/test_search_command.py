@@ -13,9 +13,26 @@ def test_criticality_from_the_command_line(cli, tmp_path):
     assert found["exponent"] == 0
     assert found["start"] == "resnet8:width=4"
     assert "criticality" in cli("searches").out
+    assert "adjustment" in cli("searches").out
     refused = cli("search", "criticality", "resnet8", "--out", tmp_path / "d", "--set", "exponents=1")
     assert refused.code == 2
     assert "did you mean 'exponent'?" in refused.err
+
+
+def test_adjustment_from_the_command_line(cli, tmp_path):
+    quick = [
+        word for setting in ("training.epochs=1", "rounds=1", "repeats=1", "eta=0.5") for word in ("--set", setting)
+    ]
+    words = ("search", "adjustment", "adjusted:width=8,blocks=1-1", "--task", "digits", "--out", tmp_path / "a")
+    ended = cli(*words, *quick)
+    assert ended.code == 0
+    found = json.loads((tmp_path / "a" / "search.json").read_text())
+    assert f"next: reluctant train {found['model']} --task digits" in ended.out
+    assert json.loads((tmp_path / "a" / "recipe.json").read_text())["training"]["lr"] == 0.15
+    assert cli(*words, *quick).out == ended.out
+    refused = cli("search", "adjustment", "resnet8", "--task", "digits", "--out", tmp_path / "b")
+    assert refused.code == 2
+    assert "start from adjusted" in refused.err
 
 
 def test_cells_found_from_the_command_line_are_a_network_like_any_other(cli):

@@ -34,6 +34,7 @@ SMALL = {
         "reduction_cell": "0a3.1s-0d3.1d5-1c3.3a3-0c5.2s",
     },
     "cryptonas": {"width": 8},
+    "adjusted": {"width": 8, "base": 8, "blocks": (1, 1, 1), "widths": (4, 10, 6, 5, 9, 14)},
 }
 
 

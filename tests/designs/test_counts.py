@@ -1,13 +1,15 @@
 """ReLUs, multiply-adds and parameters of published networks, which are arithmetic and so are exact.
 
 Sources: the definitions in the public code of PrivCirNet (HybReNets), of a multi-party inference code base with the
-authors' DeepReDuce networks, of NYU-DICE-Lab/Sphynx and of zghodsi/CryptoNAS; counts by hand from these.
+authors' DeepReDuce networks, of NYU-DICE-Lab/Sphynx, of zghodsi/CryptoNAS and of danczs/NetworkAdjustment; counts by
+hand from these.
 """
 
 import pytest
 import torch
 
 from reluctant.costs.counting import Count, count
+from reluctant.designs.adjusted import Adjusted
 from reluctant.designs.base import Design, part_of
 from reluctant.designs.cryptonas import CryptoNAS
 from reluctant.designs.deepreduce import DeepReDuce
@@ -237,3 +239,27 @@ def unread_reductions(design: CryptoNAS) -> tuple[int, int]:
         weights += unread * (width * 4 * width + 2 * 4 * width)
         width *= 4
     return macs, weights
+
+
+@pytest.mark.parametrize(
+    ("design", "relus", "megamacs"),
+    [
+        (Adjusted(), 172032, 40.1),
+        (Adjusted(blocks=(5, 5, 5)), 286720, 68.4),
+        (Adjusted(blocks=(9, 9, 9)), 516096, 125.0),
+        (Adjusted(blocks=(18, 18, 18)), 1032192, 252.5),
+        (Adjusted.released()["cifar100-resnet20"], 151168, 42.9),
+    ],
+)
+def test_networks_of_adjusted_widths(design, relus, megamacs):
+    """The paper's table counts no stem; its rows of twice and four times the width are within 0.5 %."""
+    found = counted(design)
+    is_as(found, relus, round(found.total_macs / 1e6, 1))
+    assert by_part(found) == design.relus(32)
+    assert round((found.total_macs - found.macs["conv1"]) / 1e6, 1) == megamacs
+
+
+@pytest.mark.parametrize(("width", "megamacs"), [(32, 160), (64, 642)])
+def test_wide_networks_before_their_adjustment(width, megamacs):
+    found = counted(Adjusted(width=width))
+    assert (found.total_macs - found.macs["conv1"]) / 1e6 == pytest.approx(megamacs, rel=0.005)

@@ -67,5 +67,7 @@ def search(
         opened = open_model(model, task, machine)
         given, chosen = opened.dense, {"task": opened.origin.task, "model": opened.origin.model, "seed": seed}
     with shown(json, max_seconds) as progress:
-        found = run_search(kind, resolve(recipe, chosen, rest), out, machine, given=given, progress=progress)
+        found = run_search(
+            kind, resolve(recipe, chosen, rest, usual=kind.usual), out, machine, given=given, progress=progress
+        )
     show(found, f"{kind.tell(found)}\n{out}: all of it", json)

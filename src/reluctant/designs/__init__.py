@@ -9,5 +9,6 @@ DESIGNS = Registry(
         "deepreduce": "reluctant.designs.deepreduce:DeepReDuce",
         "sphynx": "reluctant.designs.sphynx:Sphynx",
         "cryptonas": "reluctant.designs.cryptonas:CryptoNAS",
+        "adjusted": "reluctant.designs.adjusted:Adjusted",
     },
 )

@@ -6,6 +6,7 @@ SEARCHES = Registry(
     "search",
     {
         "criticality": "reluctant.searches.criticality:Criticality",
+        "adjustment": "reluctant.searches.adjustment:Adjustment",
         "sphynx": "reluctant.searches.sphynx:SphynxSearch",
     },
 )

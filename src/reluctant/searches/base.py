@@ -1,6 +1,7 @@
 """What a search is, and what it works with."""
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +21,7 @@ from reluctant.progress import Progress, Under, limit_of
 from reluctant.settings import changed
 from reluctant.sites import copied
 from reluctant.task import Split, Task
-from reluctant.training import Evaluation, Training, evaluate, fit
+from reluctant.training import Evaluation, Regularizer, Training, evaluate, fit
 from reluctant.units import check_number
 
 if TYPE_CHECKING:
@@ -63,12 +64,20 @@ class Study:
         """The network that the search starts from, trained."""
         return self.given or self.trained("dense", self.build(self.model), self.training)
 
-    def trained(self, name: str, network: nn.Module, training: Training, teacher: nn.Module | None = None) -> nn.Module:
+    def trained(
+        self,
+        name: str,
+        network: nn.Module,
+        training: Training,
+        teacher: nn.Module | None = None,
+        regularize: Regularizer | None = None,
+    ) -> nn.Module:
         """Return ``network`` trained, the epoch that was best on the held-out split.
 
         Args:
             name: of its folder; a name is for one network.
             teacher: distils into it.
+            regularize: see :func:`reluctant.training.fit`.
 
         Raises:
             CheckpointError: under that name another network was trained, or its file is damaged.
@@ -87,6 +96,7 @@ class Study:
                 fabric=self.fabric,
                 directory=folder,
                 progress=Under(self.progress, name),
+                regularize=regularize,
             )
             if self.fabric.is_global_zero:
                 write_state(kept, {"start": start, "weights": network.state_dict()})
@@ -123,7 +133,7 @@ class Study:
         """Return what ``find`` returned, as JSON; it is called once, and its answer kept in the folder of ``name``.
 
         Raises:
-            Paused: the time limit is near, judged by the longest such call so far.
+            Paused: the time limit is near, judged by the longest such call so far that could not be broken off.
         """
         path = self.directory / name / "found.json"
         if path.exists():
@@ -131,10 +141,14 @@ class Study:
         limit = limit_of(self.progress)
         if limit is not None and is_late(limit, limit.longest, self.fabric):
             limit.pause(name, 0, 1)
+        begun = time.monotonic()
         found = find()
+        if limit is not None:
+            limit.longest = max(limit.longest, time.monotonic() - max(begun, limit.went_on))
+            limit.go_on()
         if self.fabric.is_global_zero:
             write_json(path, found)
-            path.with_name(f"{name}.state").unlink(missing_ok=True)
+            (path.parent / f"{name}.state").unlink(missing_ok=True)
         return found
 
     def validate(self, network: nn.Module) -> Evaluation:
@@ -149,10 +163,12 @@ class Search(ABC):
     Attributes:
         name: as in the table of searches.
         may_be_zero: the numbers among the settings that need not be above zero.
+        usual: what holds of a recipe where the user says nothing, as in a recipe's file.
     """
 
     name: ClassVar[str]
     may_be_zero: ClassVar[tuple[str, ...]] = ()
+    usual: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         """Refuse numbers that no search can run with."""
