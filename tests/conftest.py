@@ -4,11 +4,11 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 from jaxtyping import install_import_hook
 
 import reluctant.annotations  # before the hook: it looks at every value of hundreds of records  # noqa: F401
-
-from pathlib import Path
 
 #: What takes or returns tensors with their shapes; all other types are checked by mypy.
 SOURCE = Path(__file__).parents[1] / "src"

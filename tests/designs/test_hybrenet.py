@@ -3,9 +3,15 @@
 from itertools import pairwise, product
 
 import pytest
+import torch
 
 from reluctant.designs.hybrenet import ORDER, HybReNet, equalize, relus_a_stage
+from reluctant.designs.residual import ReusedReLU
 from reluctant.errors import UsageError
+from reluctant.masked import attach
+from reluctant.program.lower import lower
+from reluctant.secure import twin_outputs
+from reluctant.sites import find_sites
 
 R34 = (
     "4,3,6 4,4,5 4,5,4 4,6,3 4,9,2 5,3,5 5,4,4 5,5,3 5,7,2 6,3,4 6,4,3 6,6,2 7,5,2 8,3,3 9,4,2 11,3,2"
@@ -147,3 +153,25 @@ def test_candidates_are_the_solutions_with_the_other_settings_kept():
         HybReNet.candidates(None, {"blocks": "3-3-3"})
     with pytest.raises(UsageError, match="leave one out"):
         HybReNet.candidates(ORDER, {"multipliers": "2,5,3"})
+
+
+def test_reused_relus_are_those_of_one_group():
+    design = HybReNet(width=4, blocks=(1, 1), multipliers=(3,), reuse=2)
+    whole = HybReNet(width=4, blocks=(1, 1), multipliers=(3,))
+    assert design.relus(8) == {part: relus // 2 for part, relus in whole.relus(8).items()}
+    network = design.network(5, 3)
+    sites = find_sites(network, torch.zeros(1, 3, 8, 8))
+    assert sites.total == sum(design.relus(8).values())
+    x = torch.tensor([-1.0, 2.0, -3.0, 4.0]).reshape(1, 4, 1, 1)
+    assert ReusedReLU(2)(x).flatten().tolist() == [0.0, 2.0, -3.0, 6.0]
+    with pytest.raises(UsageError, match="do not divide into the 4 groups that reuse ReLUs"):
+        HybReNet(width=6, reuse=4)
+
+
+def test_reused_relus_run_under_fixed_point():
+    torch.manual_seed(0)
+    network = HybReNet(width=4, blocks=(1, 1), multipliers=(2,), reuse=2).network(5, 1).eval()
+    images = torch.randn(3, 1, 8, 8)
+    program = lower(attach(network, find_sites(network, images)))
+    made = torch.from_numpy(twin_outputs(program, images.numpy()))
+    torch.testing.assert_close(made, network(images).detach(), rtol=0, atol=2e-3)

@@ -2,12 +2,12 @@
 
 Paper:    Jha, Ghodsi, Garg, Reagen. DeepReDuce: ReLU Reduction for Fast Private Inference. ICML 2021,
           arXiv:2103.01396.
-Deviates: which stage is critical is given, not measured: the criticality metric needs one training a stage. The usual
-          order is that of ResNet-18 on CIFAR-100; the released Tiny-ImageNet networks lose stage 2 after stage 1, so
-          another data set may have another order. The released networks are those that a public implementation of
-          multi-party inference carries under the authors' names; that they are the authors' is our reading, as is
-          the row 197k, which the paper's figures have and that code has not. The distillation from the full network
-          is the finetune's and `fit`'s business here, as for any network.
+Deviates: the usual order of stages is that of ResNet-18 on CIFAR-100; the released Tiny-ImageNet networks lose stage 2
+          after stage 1, so another data set may have another order: ``reluctant search criticality`` measures it. The
+          released networks are those that a public implementation of multi-party inference carries under the authors'
+          names; that they are the authors' is our reading, as is the row 197k, which the paper's figures have and that
+          code has not. The distillation from the full network is the finetune's and `fit`'s business here, as for any
+          network.
 Symbols:  alpha -> width / 64; rho -> 1 / stem_stride; culled stages -> cull; thinning -> thin.
 """
 

@@ -6,12 +6,14 @@ Deviates: ReLU-equalization is a reconstruction. The paper's body could not be r
           like the criticality, that the stem's do not count and that the least multipliers are taken is concluded from
           the published names, three of which are among the four least solutions for ResNet-18 (5x5x3, 5x7x2, 6x6x2).
           Widths and layers are those of the networks 5x5x3 and 2x5x3 in the code of PrivCirNet (NeurIPS 2024).
-          Criticality is given, not measured. ReLU-reuse is left out: its details are not known.
+          Criticality is measured by ``reluctant search criticality``. ReLU-reuse is an experiment: that the ReLUs of
+          one group of channels are added to each other group is our reading; how the paper joins groups is not known.
 Recalled: that 7x5x2 is a name of the paper, that its HybReNet of ResNet-34 is 4x6x3, the ReLU-thinning before a finer
           reduction, and bottlenecks as a backbone, could not be checked against the paper.
 Symbols:  phi -> blocks; (alpha, beta, gamma) -> multipliers; m -> width.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -38,6 +40,7 @@ class HybReNet(Residual):
         block: ``basic``, or ``bottleneck``, which puts out four times its stage's width.
         groups: of the bottlenecks' 3x3 convolutions.
         stem_relu: whether a ReLU follows the stem. Stages are compared without it.
+        reuse: an experiment: so many groups of channels share the ReLUs of the first of them.
     """
 
     name: ClassVar[str] = "hybrenet"
@@ -48,6 +51,7 @@ class HybReNet(Residual):
     block: str = "basic"
     groups: int = 1
     stem_relu: bool = True
+    reuse: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +68,11 @@ class HybReNet(Residual):
                     f"hybrenet: the {width} channels of stage {stage} do not divide into {self.groups} groups; take a "
                     f"width that is a multiple of {self.groups}"
                 )
+            if width % self.reuse:
+                raise UsageError(
+                    f"hybrenet: the {width} channels of stage {stage} do not divide into the {self.reuse} groups that "
+                    f"reuse ReLUs; take a width that is a multiple of {self.reuse}"
+                )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -74,7 +83,11 @@ class HybReNet(Residual):
 
     @property
     def width_step(self) -> int:
-        return self.groups
+        return math.lcm(self.groups, self.reuse)
+
+    @property
+    def reused(self) -> int:
+        return self.reuse
 
     @property
     def has_stem_relu(self) -> bool:
