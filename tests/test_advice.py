@@ -139,8 +139,8 @@ def test_usual_networks_are_the_narrowest_first_and_what_is_too_dear_is_not_wide
     assert all(ModelSpec.parse(spec).name == ModelSpec.parse(family[0]).name for family in families for spec in family)
     monkeypatch.setattr(advice, "usual_families", lambda: [("resnet8:width=1",), ("resnet20:width=1", "resnet20")])
     monkeypatch.setattr(advice, "REACH", 1.5)
-    mine = made(0.9, (300, 0))  # can't be built from the name of a file without its folder
-    found = advise("digits", *DIGITS, "4.3s@cheetah/wan", densities=["10%"], records=[mine])
+    mine = [made(0.9, (300, 0), model) for model in ("nets.py:wide", "Sequential")]  # cannot be built from their names
+    found = advise("digits", *DIGITS, "4.3s@cheetah/wan", densities=["10%"], records=mine)
     assert list(found.refused) == ["resnet20"]
     assert "wider than resnet20:width=1, which costs" in found.refused["resnet20"]
     assert [(row.plan.model, row.inside) for row in found.rows] == [

@@ -162,9 +162,15 @@ def usual_families() -> list[tuple[str, ...]]:
 def _with_recorded(families: list[tuple[str, ...]], recorded: Iterable[str]) -> list[tuple[str, ...]]:
     """Return ``families`` and the recorded networks that are not among them and can be built from their name."""
     seen = {spec for family in families for spec in family}
-    return families + [
-        (model,) for model in recorded if model not in seen and not model.partition(":")[0].endswith(".py")
-    ]
+    return families + [(model,) for model in recorded if model not in seen and _is_named(model)]
+
+
+def _is_named(model: str) -> bool:
+    """Return whether ``model`` is of the zoo or a design; a record of a user's file does not say where that lies."""
+    try:
+        return not ModelSpec.parse(model).name.partition(":")[0].endswith(".py")
+    except UsageError:
+        return False
 
 
 def _share(text: str) -> Budget:
