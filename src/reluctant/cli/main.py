@@ -75,6 +75,7 @@ def known(value: Any, form: Callable[[Any], str]) -> str:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code: 0, 2 for bad input, 130 if interrupted."""
     from reluctant.cli import (  # noqa: F401
+        advise,
         calibrate,
         circa,
         cost,

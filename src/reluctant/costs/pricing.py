@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from reluctant.budget import Budget
-from reluctant.costs.model import CostModel, Spent
+from reluctant.costs.model import CostModel, Phase, Prediction, Spent
 from reluctant.costs.networks import NETWORKS, Network, parse_network
 from reluctant.errors import BudgetError
 from reluctant.mask import Mask
@@ -47,7 +47,7 @@ def price_list(masked: MaskedModel, budget: Budget, table: Path | None = None) -
     """
     if budget.quantity.unit not in ("bytes", "seconds"):
         return Prices.count(masked.sites)
-    unit = _unit_of(budget, table)
+    unit = unit_of(budget, table)
     with_one_relu = _lowering_with_one_relu(masked)
     by_site = {name: SitePrice(_LEAST) for name in masked.sites}
     shared = {op.site: op for op, _ in unit.items(with_one_relu(frozenset(masked.sites))) if isinstance(op, Activation)}
@@ -72,8 +72,13 @@ def price_list(masked: MaskedModel, budget: Budget, table: Path | None = None) -
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """What a budget is counted in."""
+class Unit:
+    """What a budget is counted in.
+
+    Args:
+        name: ``bytes`` or ``seconds``.
+        online: whether only what is left once the image is there counts.
+    """
 
     name: str
     model: CostModel
@@ -84,12 +89,22 @@ class _Unit:
         """Return what each operation of ``program`` costs; an operation may be there several times."""
         return [(op, self.of(spent)) for op, _, spent in self.model.account(program, [1]).steps]
 
+    def counted(self, prediction: Prediction) -> Phase:
+        """Return the part of ``prediction`` that counts."""
+        return prediction.online if self.online else Phase(prediction.bytes, prediction.messages, prediction.seconds)
+
     def of(self, spent: Spent) -> float:
+        """Return what counts of ``spent``."""
         cost = spent.online if self.online else spent.total
         return cost.bytes if self.name == "bytes" else cost.lasts(self.network)
 
 
-def _unit_of(budget: Budget, table: Path | None) -> _Unit:
+def unit_of(budget: Budget, table: Path | None = None) -> Unit:
+    """Return what ``budget``, which is in bytes or seconds, is counted in; arguments and errors as :func:`price_list`.
+
+    Raises:
+        BudgetError: the budget does not say under which protocol or over which link.
+    """
     name, where = budget.quantity.unit, budget.quantity.where
     engine, slash, link = where.partition("/")
     if not engine or (name == "seconds") != bool(slash):
@@ -104,7 +119,7 @@ def _unit_of(budget: Budget, table: Path | None) -> _Unit:
             "preparation of each image as well"
         )
     link_of = parse_network(link) if slash else NETWORKS["loopback"]
-    return _Unit(name, CostModel.load(protocol, table), link_of, bool(colon))
+    return Unit(name, CostModel.load(protocol, table), link_of, bool(colon))
 
 
 def _lowering_with_one_relu(masked: MaskedModel) -> Callable[[frozenset[str]], Program]:
@@ -118,7 +133,7 @@ def _lowering_with_one_relu(masked: MaskedModel) -> Callable[[frozenset[str]], P
     return program
 
 
-def _site_price(op: Activation, unit: _Unit) -> SitePrice:
+def _site_price(op: Activation, unit: Unit) -> SitePrice:
     size = len(op.keep)
 
     def step(kept: int) -> float:
