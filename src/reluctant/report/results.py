@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -40,7 +41,8 @@ def results_page(records: Iterable[Record]) -> str:
         "",
         "Generated from the records in this folder; do not edit. Accuracies are of `n` images of the test split; where",
         "a setting was run with several seeds, they are mean ± sample standard deviation over the seeds, epochs and",
-        "time are means. A record holds the command that makes it again.",
+        "time are means. Of several runs with one seed the newest counts, and all are linked. A record holds the",
+        "command that makes it again.",
         "Tracks are never ranked together: a dropped ReLU is not equally cheap in each.",
     ]
     for task in dict.fromkeys(group[0].head.task for group in groups):
@@ -50,17 +52,19 @@ def results_page(records: Iterable[Record]) -> str:
         lines += _section("Dense networks", dense) if dense else []
         for track, title in TRACKS.items():
             rows = [group for group in here if not group[0].is_dense and group[0].head.track == track]
-            lines += _section(title, sorted(rows, key=lambda group: _kept(group))) if rows else []
+            lines += _section(title, sorted(rows, key=lambda group: group[-1].head.relus["kept"])) if rows else []
     return "\n".join([*lines, *_failed_section(records)]) + "\n"
 
 
 def by_setting(found: Iterable[Network]) -> list[list[Network]]:
-    """Return the networks, those together that differ in nothing but their seed and what came of it."""
+    """Return the networks, oldest first, those together that differ in nothing but their seed and what came of it."""
     groups: dict[tuple[str, int | None], list[Network]] = defaultdict(list)
     for network in found:
         n = network.evaluation.accuracy["n_test"] if network.evaluation else None
         groups[setting_of(network.head), n].append(network)
-    return list(groups.values())
+    return [
+        sorted(group, key=lambda network: datetime.fromisoformat(network.head.created)) for group in groups.values()
+    ]
 
 
 def _section(title: str, groups: Sequence[Sequence[Network]]) -> list[str]:
@@ -81,7 +85,9 @@ def table(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> list[str
     ]
 
 
-def _row(group: Sequence[Network]) -> list[str]:
+def _row(runs: Sequence[Network]) -> list[str]:
+    """Return the row of a setting; ``runs`` are oldest first, and of several with one seed the last one counts."""
+    group = list({network.head.seed: network for network in runs}.values())
     head, tests = group[0].head, [network.evaluation for network in group if network.evaluation]
     made = [record for network in group if (record := made_by(network))]
     return [
@@ -98,7 +104,7 @@ def _row(group: Sequence[Network]) -> list[str]:
         format_seconds(mean(record.seconds for record in made)) if made else "–",
         cell(", ".join(sorted({record.device for record in made}))) or "–",
         cell(next((told for network in group if (told := _inference(network))), "not run")),
-        links(group),
+        links(runs),
     ]
 
 
