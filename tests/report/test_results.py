@@ -56,7 +56,7 @@ def test_seeds_are_one_row_with_mean_and_deviation_and_every_record_of_theirs(de
 def test_of_two_runs_with_one_seed_the_newest_counts_and_both_are_linked(linearized: Make) -> None:
     old = linearized(test=0.5, kept=(5, 0), checkpoint="a", created="2026-01-01T00:00:00+00:00")
     new = linearized(test=0.9, kept=(3, 0), checkpoint="b", created="2026-01-02T00:00:00+00:00")
-    (row,) = rows(results_page([new, old]))
+    _, row = rows(results_page([new, old]))
     assert (row[3], row[5]) == ("3", "90.0 %")
     assert all(record.name in row[13] for record in (old, new))
 
