@@ -204,7 +204,7 @@ def _equal_accuracy(points: dict[str, list[Point]]) -> list[str]:
         for name, found in points.items():
             able = [p for p in found if p.entry.mean >= theirs.entry.mean and p.measured]
             best = min(able, key=lambda point: (point.measured or (0, 0))[1], default=None)
-            if name == REFERENCE:
+            if name == REFERENCE or not found:
                 continue
             start = [f"{100 * theirs.entry.mean:.1f} % ({theirs.entry.kept:,.0f} ReLUs)", f"`{name}`"]
             if best is None:
