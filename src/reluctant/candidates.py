@@ -41,8 +41,7 @@ class Pricing:
 
     def predict(self, spec: str, classes: int, shape: Shape) -> Prediction:
         """Return what one image through the network called ``spec`` would cost, all ReLUs kept, after set-up."""
-        with torch.random.fork_rng(devices=[]):
-            network = ModelSpec.parse(spec).build(classes, shape[0], min(shape[1:])).eval()
+        network = ModelSpec.parse(spec).fresh(classes, shape)
         return self.model.predict(
             lower(attach(network, find_sites(network, torch.zeros(1, *shape)))), network=self.network
         )
@@ -228,7 +227,7 @@ def describe(spec: str, classes: int, shape: Shape, pricing: Pricing | None = No
         ShapeError: a design that cannot read images of that shape.
     """
     with torch.device("meta"):
-        network = ModelSpec.parse(spec).build(classes, shape[0], min(shape[1:]))
+        network = ModelSpec.parse(spec).fresh(classes, shape)
         example = torch.zeros(1, *shape)
     counted = count(network, find_sites(network, example), example)
     relus: dict[str, int] = {}

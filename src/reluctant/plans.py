@@ -11,13 +11,12 @@ import torch
 from reluctant.budget import Budget, waterfill
 from reluctant.costs.counting import count
 from reluctant.costs.model import Phase
-from reluctant.costs.pricing import price_list, unit_of
+from reluctant.costs.pricing import lowering_with_one_relu, price_list, unit_of
 from reluctant.errors import BudgetError
 from reluctant.mask import Mask
 from reluctant.masked import MaskedModel, attach
 from reluctant.models import ModelSpec
 from reluctant.prices import Prices
-from reluctant.program.lower import lowering
 from reluctant.program.operations import Activation
 from reluctant.program.ops import Program
 from reluctant.sites import find_sites
@@ -75,22 +74,13 @@ class PricedNetwork:
     """
 
     def __init__(self, spec: str, classes: int, shape: Shape, budget: Budget, table: Path | None = None) -> None:
-        with torch.random.fork_rng(devices=[]):
-            network = ModelSpec.parse(spec).build(classes, shape[0], min(shape[1:])).eval()
+        network = ModelSpec.parse(spec).fresh(classes, shape)
         example = torch.zeros(1, *shape)
         self.spec, self.budget, self.table, self.unit = spec, budget, table, unit_of(budget, table)
         self.sites = find_sites(network, example)
         self.macs = count(network, self.sites, example).total_macs
         self.masked: MaskedModel = attach(network, self.sites)
-        lowered = lowering(self.masked)
-
-        @lru_cache(maxsize=4)
-        def with_one_relu(alive: frozenset[str]) -> Program:
-            return lowered(
-                Mask({n: (torch.arange(s.relus) < (n in alive)).view(s.shape) for n, s in self.sites.items()})
-            )
-
-        self._with_one_relu = with_one_relu
+        self._with_one_relu = lru_cache(maxsize=4)(lowering_with_one_relu(self.masked))
 
     def plan(self, budget: Budget, kept: Mapping[str, int]) -> Plan:
         """Return the plan that keeps so many ReLUs at each site; which of a site's is of no consequence.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ABOUT, cost, secure
 
+from reluctant.candidates import Pricing
 from reluctant.models import ModelSpec
 from reluctant.records import Record, describe_kept
 from reluctant.report import redesigns
@@ -36,7 +37,13 @@ def run(folder: Path) -> Make:
     """Makes the records of a network: of its accuracy, and of a secure run if it has ``seconds``."""
 
     def make(
-        name: str, budget: str | None, test: float, seed: int = 0, seconds: float | None = None, size: int = 1000
+        name: str,
+        budget: str | None,
+        test: float,
+        seed: int = 0,
+        seconds: float | None = None,
+        size: int = 1000,
+        network: str = "lan",
     ) -> list[Record]:
         recipe = read_recipes(folder / redesigns.FOLDER / name)["ebb.toml" if budget else "dense.toml"]
         sites = find_sites(ModelSpec.parse(MODELS[name]).build(10, 1, 8), torch.zeros(1, 1, 8, 8))
@@ -67,7 +74,9 @@ def run(folder: Path) -> Make:
             spent = cost((0, 0), 2, bytes=2 * size, seconds=2 * seconds, by_site=rows, comparisons=0)
             which = "linearized" if budget else "dense"
             nothing = {"val": None, "test": None, "n_test": None}
-            records.append(Record(kind="run", accuracy=nothing, **common | {"secure": secure(**{which: spent})}))
+            records.append(
+                Record(kind="run", accuracy=nothing, **common | {"secure": secure(**{which: spent}, network=network)})
+            )
         return records
 
     return make
@@ -110,15 +119,23 @@ def test_the_fastest_that_is_as_accurate(run, page):
 def test_what_was_not_measured_is_not_made_up(run, page):
     text = page(run("resnet20", "40", 0.70, seconds=6.0) + run("other", "40", 0.72))
     assert rows(text, "At equal ReLUs") == [["40", "other", "+2.00 (1)", "–", "–"]]
-    assert rows(text, "At equal accuracy")[0][2:] == ["none as accurate", "–", "–"]
+    assert rows(text, "At equal accuracy")[0][2:] == ["as accurate, not run", "–", "–"]
 
 
-def test_delphi_prices_fewer_relus_lower(run, page):
+def test_runs_over_another_link_are_not_compared(run, page):
+    records = run("resnet20", "40", 0.70, seconds=6.0) + run("other", "40", 0.72, seconds=2.0, network="wan")
+    assert rows(page(records), "At equal ReLUs")[0][3:] == ["–", "–"]
+
+
+def test_delphi_prices_fewer_relus_lower(run, page, folder):
     records = run("resnet20", None, 0.8) + run("resnet20", "10", 0.6)
-    dense, few = rows(page(records), "The same networks under DELPHI")
+    dense, few, other = rows(page(records + run("other", None, 0.6)), "The same networks under DELPHI")
     assert dense[5] == few[5] == "1.00"
+    assert other[5] != "1.00"
     assert [row[1] for row in (dense, few)] == ["576", "10"]
-    assert dense[2] != few[2]
+    bench = read_designs(folder, records)[0]
+    seconds = [point.predict(Pricing.load("delphi", "lan")).seconds for point in redesigns.points_of(bench)]
+    assert seconds[0] > seconds[1]
 
 
 def test_means_over_seeds(run, page, folder):

@@ -48,7 +48,7 @@ def price_list(masked: MaskedModel, budget: Budget, table: Path | None = None) -
     if budget.quantity.unit not in ("bytes", "seconds"):
         return Prices.count(masked.sites)
     unit = unit_of(budget, table)
-    with_one_relu = _lowering_with_one_relu(masked)
+    with_one_relu = lowering_with_one_relu(masked)
     by_site = {name: SitePrice(_LEAST) for name in masked.sites}
     shared = {op.site: op for op, _ in unit.items(with_one_relu(frozenset(masked.sites))) if isinstance(op, Activation)}
     for name, op in shared.items():
@@ -122,7 +122,7 @@ def unit_of(budget: Budget, table: Path | None = None) -> Unit:
     return Unit(name, CostModel.load(protocol, table), link_of, bool(colon))
 
 
-def _lowering_with_one_relu(masked: MaskedModel) -> Callable[[frozenset[str]], Program]:
+def lowering_with_one_relu(masked: MaskedModel) -> Callable[[frozenset[str]], Program]:
     """Return what makes the program of ``masked`` with one ReLU at each site that is alive, and none elsewhere."""
     lowered = lowering(masked)
 

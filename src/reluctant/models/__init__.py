@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import torch
 from torch import nn
 
 from reluctant.designs import DESIGNS
@@ -143,6 +144,19 @@ class ModelSpec:
         model = MODELS[self.name](classes, channels, **self.options)
         assert isinstance(model, nn.Module)
         return model
+
+    def fresh(self, classes: int, shape: tuple[int, int, int], seed: int = 0) -> nn.Module:
+        """Return the network for images of ``shape``, in evaluation mode; torch's global generator is left alone.
+
+        Args:
+            seed: of the weights.
+
+        Raises:
+            ShapeError, UsageError: as :meth:`build`.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.build(classes, shape[0], min(shape[1:])).eval()
 
 
 def load_model(name: str | ModelSpec, *, task: Task, weights: str | Path | None = None, **options: Option) -> nn.Module:

@@ -79,7 +79,7 @@ class Network:
             return None
         same = self.run.secure.get("dense")
         if same is None and self.dense is not None and self.dense.run is not None and self.dense.run.secure is not None:
-            setting, other = _setting(self.run), _setting(self.dense.run)
+            setting, other = setting_of_run(self.run), setting_of_run(self.dense.run)
             same = self.dense.run.secure.get("dense") if setting == other else None
         return same
 
@@ -96,7 +96,8 @@ class Network:
         return next((record for record in reversed(self.records) if record.accuracy.get(figure) is not None), None)
 
 
-def _setting(run: Record) -> tuple[object, ...]:
+def setting_of_run(run: Record) -> tuple[object, ...]:
+    """Return what two secure runs must have in common for their costs to be compared."""
     secure = run.secure
     assert secure is not None
     made = (secure["engine"], secure.get("transfers", "ferret"))

@@ -6,6 +6,7 @@ where a record says so; under DELPHI, which is not run here, it is predicted.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
@@ -18,6 +19,7 @@ from reluctant.mask import Mask
 from reluctant.masked import attach
 from reluctant.models import ModelSpec
 from reluctant.program.lower import lower
+from reluctant.program.ops import Program
 from reluctant.records import Record
 from reluctant.report.bench import accuracy_cell, difference_cell, missing_lines, recipe_rows, run_rows, spread_of
 from reluctant.report.curves import Curve, Spot, curves_figure
@@ -33,7 +35,8 @@ BUDGETS = ("18841", "4710")
 REFERENCE = "resnet20"
 #: Of the paper: at equal ReLUs on CIFAR-100, at equal accuracy on Tiny-ImageNet.
 PUBLISHED = (5.2, 8.7)
-_LINK = "lan"
+#: Over which networks are run and compared.
+LINK = "lan"
 
 
 @dataclass(frozen=True)
@@ -49,24 +52,24 @@ class Point:
     budget: str
     entry: Entry
 
-    @property
+    @cached_property
     def measured(self) -> tuple[float, float, float] | None:
-        """Bytes, seconds and messages of one image in a secure run, a mean over the runs that there are."""
-        costs = [cost for run in self.entry.runs.values() if (cost := run.cost)]
-        if not costs:
-            return None
-        each = [(cost["bytes"], cost["seconds"], cost["messages"]) for cost in costs]
-        images = [cost["images"] for cost in costs]
-        total, seconds, messages = zip(*each, strict=True)
-        return (
-            mean(b / n for b, n in zip(total, images, strict=True)),
-            mean(s / n for s, n in zip(seconds, images, strict=True)),
-            mean(m / n for m, n in zip(messages, images, strict=True)),
-        )
+        """Bytes, seconds and messages of one image in secure runs by CHEETAH over the link, a mean over the seeds."""
+        each = []
+        for run in self.entry.runs.values():
+            secure, cost = run.run and run.run.secure, run.cost
+            if secure and cost and (secure["engine"], secure["network"]) == ("cheetah", LINK):
+                each.append([cost[figure] / cost["images"] for figure in ("bytes", "seconds", "messages")])
+        return None if not each else tuple(map(mean, zip(*each, strict=True)))
+
+    @cached_property
+    def program(self) -> Program:
+        """What is run: with as many ReLUs at each site as the first seed kept."""
+        return _program(next(iter(self.entry.runs.values())))
 
     def predict(self, pricing: Pricing) -> Prediction:
-        """Return what one image costs with as many ReLUs at each site as the first run kept."""
-        return _predict(next(iter(self.entry.runs.values())), pricing)
+        """Return what one image costs."""
+        return pricing.model.predict(self.program, network=pricing.network)
 
 
 def read_designs(recipes: Path, records: Sequence[Record]) -> list[Bench]:
@@ -83,7 +86,7 @@ def designs_figure(benches: Sequence[Bench]) -> str | None:
     """Return the SVG of all networks, ``None`` while nothing was run."""
     curves = []
     for bench in benches:
-        points = sorted((p for p in _points(bench)), key=lambda point: point.entry.kept)
+        points = sorted((p for p in points_of(bench)), key=lambda point: point.entry.kept)
         spots = tuple(
             Spot(p.entry.kept, p.entry.mean, spread_of(p.entry.accuracies.values()) or 0.0, p.entry.predicted)
             for p in points
@@ -103,15 +106,15 @@ bench's 18,000 images of CIFAR-10, each masked by `ebb` to the same numbers of R
 between two parties. The rules are those of the [bench](bench.md): accuracies are of 10,000 test images, read once, of
 checkpoints chosen on the held-out tenth; `71.2 ± 0.4 (2)` is mean, sample standard deviation and number of seeds.
 
-**measured** is one image of a secure run by CHEETAH between two processes of one machine, preparation included;
-**predicted** is what the price table says, for a LAN (1 Gbps, 0.3 ms) and a WAN (100 Mbps, 40 ms).
+**measured** is one image of a secure run by CHEETAH between two processes of one machine over an imitated LAN (1 Gbps,
+0.3 ms), preparation included; **predicted** is what the price table says, for that LAN and a WAN (100 Mbps, 40 ms).
 """
 
 
 def designs_page(benches: Sequence[Bench]) -> str:
     """Return the Markdown page of the networks in ``benches``, the first of which the others are compared with."""
     lines = [*_HEAD.splitlines(), ""]
-    points = {bench.grid.title: list(_points(bench)) for bench in benches}
+    points = {bench.grid.title: list(points_of(bench)) for bench in benches}
     if any(points.values()):
         lines += ["![Accuracy against ReLUs kept, and against predicted bytes](images/designs.svg)", ""]
     lines += ["## The networks", "", *_networks(benches), "", "## Every point", "", *_every_point(points), ""]
@@ -135,7 +138,7 @@ def designs_page(benches: Sequence[Bench]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _points(bench: Bench) -> Iterator[Point]:
+def points_of(bench: Bench) -> Iterator[Point]:
     """Yield what was run of a network, all ReLUs kept first."""
     for method in (bench.dense, *bench.methods):
         for budget, entry in method.entries.items():
@@ -152,11 +155,9 @@ def _networks(benches: Sequence[Bench]) -> list[str]:
 
 
 def _every_point(points: dict[str, list[Point]]) -> list[str]:
-    lan, wan = Pricing.load(), Pricing.load(network="wan")
-    lan = Pricing(lan.model, Pricing.load(network=_LINK).network)
-    rows = []
+    links, rows = [Pricing.load(network=link) for link in ("lan", "wan")], []
     for point in (point for found in points.values() for point in found):
-        seconds = [point.predict(pricing).seconds for pricing in (lan, wan)]
+        seconds = [point.predict(pricing).seconds for pricing in links]
         measured = point.measured
         rows.append(
             [
@@ -202,13 +203,14 @@ def _equal_accuracy(points: dict[str, list[Point]]) -> list[str]:
     rows = []
     for theirs in points.get(REFERENCE, []):
         for name, found in points.items():
-            able = [p for p in found if p.entry.mean >= theirs.entry.mean and p.measured]
-            best = min(able, key=lambda point: (point.measured or (0, 0))[1], default=None)
             if name == REFERENCE or not found:
                 continue
+            able = [point for point in found if point.entry.mean >= theirs.entry.mean]
+            timed = [point for point in able if point.measured]
+            best = min(timed, key=lambda point: (point.measured or (0, 0))[1], default=None)
             start = [f"{100 * theirs.entry.mean:.1f} % ({theirs.entry.kept:,.0f} ReLUs)", f"`{name}`"]
             if best is None:
-                rows.append([*start, "none as accurate", "–", "–"])
+                rows.append([*start, "as accurate, not run" if able else "none as accurate", "–", "–"])
             else:
                 reached = f"{100 * best.entry.mean:.1f} % ({best.entry.kept:,.0f} ReLUs)"
                 rows.append([*start, reached, *_ratios(theirs, best)])
@@ -229,7 +231,7 @@ def _ratios(theirs: Point, ours: Point) -> list[str]:
 
 
 def _delphi(points: dict[str, list[Point]]) -> list[str]:
-    pricing = Pricing.load("delphi", _LINK)
+    pricing = Pricing.load("delphi", LINK)
     reference = {point.budget: point.predict(pricing) for point in points.get(REFERENCE, [])}
     rows = []
     for point in (point for found in points.values() for point in found):
@@ -247,15 +249,13 @@ def _delphi(points: dict[str, list[Point]]) -> list[str]:
     ]
 
 
-def _predict(run: Network, pricing: Pricing) -> Prediction:
-    head = run.head
-    classes, shape = task_shape(head.task)
-    with torch.random.fork_rng(devices=[]):
-        network = ModelSpec.parse(head.model).build(classes, shape[0], min(shape[1:])).eval()
+def _program(run: Network) -> Program:
+    classes, shape = task_shape(run.head.task)
+    network = ModelSpec.parse(run.head.model).fresh(classes, shape)
     sites = find_sites(network, torch.zeros(1, *shape))
     masked = attach(network, sites)
     if not run.is_dense:
         kept = {name: site["kept"] for name, site in run.sites.items()}
         keep = {name: (torch.arange(site.relus) < kept[name]).reshape(site.shape) for name, site in sites.items()}
         masked.set_mask(Mask(keep))
-    return pricing.model.predict(lower(masked), network=pricing.network)
+    return lower(masked)

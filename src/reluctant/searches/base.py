@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import torch
 from torch import nn
 
 from reluctant import papers
@@ -54,10 +53,7 @@ class Study:
 
     def build(self, spec: str) -> nn.Module:
         """Return the network called ``spec`` with the fresh weights of the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            channels, *sides = self.task.input_shape
-            return ModelSpec.parse(spec).build(len(self.task.classes), channels, min(sides))
+        return ModelSpec.parse(spec).fresh(len(self.task.classes), self.task.input_shape, self.seed)
 
     @cached_property
     def dense(self) -> nn.Module:
