@@ -86,6 +86,19 @@ def open_model(name: str, task: str | None = None, machine: Machine | None = Non
     return Checkpoint(network, None, Origin(str(spec), task or "digits", classes, shape))
 
 
+def open_dense(path: Path, task: Task) -> Checkpoint:
+    """Return the checkpoint at ``path``, of a network with all of its ReLUs.
+
+    Raises:
+        UsageError: it is linearized, or of another task than ``task``.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint.masked is not None:
+        raise UsageError(f"{path} is linearized already; give the dense network it was made of")
+    check_fits(checkpoint.origin, task, path)
+    return checkpoint
+
+
 def train(recipe: Recipe, out: Path, machine: Machine, *, progress: Progress = silent) -> Record:
     """Train the recipe's network, write its checkpoint and record to ``out``, and return the record.
 
@@ -133,11 +146,8 @@ def linearize_checkpoint(
     if recipe.method is None or recipe.budget is None:
         raise UsageError("to linearize, name a method and a budget: --method ebb --budget 10%")
     begun = time.monotonic()
-    given = load_checkpoint(teacher)
-    if given.masked is not None:
-        raise UsageError(f"{teacher} is linearized already; give the dense network it was made of")
     task = recipe.prepare(machine.task(recipe.task))
-    check_fits(given.origin, task, teacher)
+    given = open_dense(teacher, task)
     fabric = make_fabric(device=machine.device, input_shape=task.input_shape)
     sites = find_sites(given.dense, task.example)
     budget = Budget.parse(recipe.budget)  # refused before anything is written
@@ -312,7 +322,7 @@ def begin(out: Path, settings: dict[str, Any]) -> None:
         raise UsageError(f"cannot read {out / RECIPE}: {error}; remove {out} to start again") from error
     else:
         if begun != json.loads(json.dumps(settings)):
-            raise UsageError(f"{out} holds an unfinished run of other settings; choose another --out, or remove it")
+            raise UsageError(f"{out} holds a run of other settings; choose another --out, or remove it first")
 
 
 def check_fits(origin: Origin, task: Task, where: Path) -> None:

@@ -47,6 +47,13 @@ def test_one_row_a_network_unless_all_are_asked_for(cli):
     assert "--all shows 1 more within the budget, 0 over it, 0 left out" in short
     assert whole.count("resnet8:width=4") == 3
     assert whole.splitlines()[-1] == "next: reluctant train resnet8:width=4 --task digits --out runs/teacher"
+    assert "left out" not in whole
+
+
+def test_all_says_what_was_left_out_and_why(cli):
+    deep = "hybrenet:blocks=1-1-1-1-1,multipliers=2-2-2-2,width=2"
+    words = ("advise", "--budget", "9MB@cheetah", *MODEL, "--model", deep, "--densities", "50%", "--all")
+    assert f"left out: {deep}: " in cli(*words).out
 
 
 @pytest.mark.parametrize(

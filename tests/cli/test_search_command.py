@@ -1,6 +1,8 @@
 """``reluctant search``."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 
@@ -45,3 +47,14 @@ def test_cells_found_from_the_command_line_are_a_network_like_any_other(cli):
     assert cli("sites", model).out.splitlines()[-1].startswith("384 ReLUs at 3 sites")
     assert cli("train", model, "--task", "digits", "--epochs", 1, "--out", "t").code == 0
     assert cli("sites", "t").out.splitlines()[-1].startswith("384 ReLUs at 3 sites")
+
+
+def test_two_processes_find_one_thing_and_say_it_once(in_folder):
+    words = ["search", "adjustment", "adjusted:width=8,blocks=1", "--task", "digits", "--device", "cpu:2", "--out", "a"]
+    quick = ["rounds=1", "repeats=1", "update_num=1", "resource=relus", "training.epochs=1", "training.batch=128"]
+    settings = [word for setting in quick for word in ("--set", setting)]
+    done = subprocess.run(
+        [sys.executable, "-m", "reluctant", *words, *settings, "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((in_folder / "a" / "search.json").read_text())

@@ -254,7 +254,7 @@ def unread_reductions(design: CryptoNAS) -> tuple[int, int]:
 def test_networks_of_adjusted_widths(design, relus, megamacs):
     """The paper's table counts no stem; its rows of twice and four times the width are within 0.5 %."""
     found = counted(design)
-    is_as(found, relus, round(found.total_macs / 1e6, 1))
+    assert found.total_relus == relus
     assert by_part(found) == design.relus(32)
     assert round((found.total_macs - found.macs["conv1"]) / 1e6, 1) == megamacs
 

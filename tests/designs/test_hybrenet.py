@@ -5,8 +5,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from reluctant.designs.hybrenet import ORDER, HybReNet, equalize, relus_a_stage
-from reluctant.designs.residual import ReusedReLU
+from reluctant.designs.hybrenet import ORDER, HybReNet, ReusedReLU, equalize, relus_a_stage
 from reluctant.errors import UsageError
 from reluctant.masked import attach
 from reluctant.program.lower import lower

@@ -16,9 +16,9 @@ from reluctant.masked import attach
 from reluctant.models import ModelSpec
 from reluctant.progress import TimeLimit, silent
 from reluctant.recipe import Recipe, resolve
-from reluctant.searches.adjustment import MOST, Adjustment, channel_dropout, grown, mean_loss, rates
+from reluctant.searches.adjustment import MAX_DROPOUT, Adjustment, channel_dropout, dropout_schedule, mean_loss, rates
 from reluctant.searches.base import Study
-from reluctant.searches.metering import LEAST, TOLERANCE, Meter, matched, with_widths
+from reluctant.searches.metering import MIN_WIDTH, TOLERANCE, Meter, match_resource, with_widths
 from reluctant.sites import evaluating, find_sites
 from reluctant.studies import run_search
 from reluctant.task import stream
@@ -46,15 +46,22 @@ def test_the_update_by_hand():
     search = Adjustment(update_num=2, update_decay=0.5, eta=0.5, eta_decay=0.1)
     initial, widths = (16, 16, 32, 32), (16, 10, 40, 30)
     utilisation = (0.3, 0.1, 0.4, 0.2)
-    assert search.updated(widths, initial, utilisation, 0) == (round(16 + 0.4 * 16), LEAST, 56, round(30 - 0.4 * 32))
-    assert search.updated(widths, initial, utilisation, 1) == search.updated(widths, initial, utilisation, 0)  # 1.5: 2
-    assert search.updated(widths, initial, utilisation, 2) == (16, LEAST, 56, 30)
-    assert search.updated(widths, initial, utilisation, 4) == widths
-    assert search.updated(widths, initial, utilisation, 9) == widths
+    assert search.update_widths(widths, initial, utilisation, 0) == (
+        round(16 + 0.4 * 16),
+        MIN_WIDTH,
+        56,
+        round(30 - 0.4 * 32),
+    )
+    assert search.update_widths(widths, initial, utilisation, 1) == search.update_widths(
+        widths, initial, utilisation, 0
+    )  # 1.5: 2
+    assert search.update_widths(widths, initial, utilisation, 2) == (16, MIN_WIDTH, 56, 30)
+    assert search.update_widths(widths, initial, utilisation, 4) == widths
+    assert search.update_widths(widths, initial, utilisation, 9) == widths
 
 
 def test_a_layer_does_not_get_wider_and_narrower():
-    after = Adjustment(eta_decay=0.0).updated((16,) * 6, (16,) * 6, (1, 2, 3, 4, 5, 6), 0)
+    after = Adjustment(eta_decay=0.0).update_widths((16,) * 6, (16,) * 6, (1, 2, 3, 4, 5, 6), 0)
     assert after == (14, 14, 14, 18, 18, 18)
 
 
@@ -65,12 +72,12 @@ def test_all_layers_lose_as_much(weights, p0):
     found = rates(weights, p0)
     lost = p0 * sum(weights) / len(weights)
     for rate, weight in zip(found, weights, strict=True):
-        assert 0 <= rate <= MOST < 1
-        assert rate * weight == pytest.approx(lost) if rate < MOST else rate * weight <= lost * (1 + 1e-9)
+        assert 0 <= rate <= MAX_DROPOUT < 1
+        assert rate * weight == pytest.approx(lost) if rate < MAX_DROPOUT else rate * weight <= lost * (1 + 1e-9)
 
 
 def test_dropout_grows_from_layer_to_layer():
-    assert grown(0.05, 5) == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
+    assert dropout_schedule(0.05, 5) == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
 
 
 @given(st.lists(st.integers(4, 30), min_size=6, max_size=6).map(tuple))
@@ -110,10 +117,10 @@ def test_the_resource_stays_within_one_percent(factors):
     def relus(widths):
         return float(sum(with_widths(RESNET20, widths).relus(32).values()))
 
-    widths = [max(LEAST, round(c * factor)) for c, factor in zip(RESNET20.layers, factors, strict=True)]
-    found = matched(widths, relus, 172032.0)
+    widths = [max(MIN_WIDTH, round(c * factor)) for c, factor in zip(RESNET20.layers, factors, strict=True)]
+    found = match_resource(widths, relus, 172032.0)
     assert abs(relus(found) - 172032) / relus(found) <= TOLERANCE
-    assert min(found) >= LEAST
+    assert min(found) >= MIN_WIDTH
     ratios = [after / before for after, before in zip(found, widths, strict=True) if before > 20]
     assert max(ratios, default=1) - min(ratios, default=1) < 0.1
 
@@ -121,7 +128,9 @@ def test_the_resource_stays_within_one_percent(factors):
 def test_multiply_adds_stay_within_one_percent(digits):
     measure = Meter.of("macs", digits, "cheetah", "lan")
     wanted = measure.price(RESNET20)
-    found = matched(Adjusted.released()["cifar100-resnet20"].layers, lambda w: measure.of_widths(RESNET20, w), wanted)
+    found = match_resource(
+        Adjusted.released()["cifar100-resnet20"].layers, lambda w: measure.of_widths(RESNET20, w), wanted
+    )
     assert abs(measure.of_widths(RESNET20, found) - wanted) / wanted <= 1.01 * TOLERANCE
 
 
@@ -129,10 +138,11 @@ def test_where_whole_channels_are_too_coarse_the_nearest_below_is_taken():
     def price(widths):
         return 100.0 * sum(widths)
 
-    assert matched((8, 8, 8), price, 2450.0) == (8, 8, 8)  # 2 % below; one channel more is 2 % above
-    assert matched((10, 10, 10), price, 2450.0) == (8, 8, 8)
-    assert matched((4, 4, 4), price, 2490.0) == (9, 8, 8)  # half a percent above
-    assert matched((4, 4, 4), price, 600.0) == (LEAST,) * 3
+    assert match_resource((8, 8, 8), price, 2450.0) == (8, 8, 8)  # 2 % below; one channel more is 2 % above
+    assert match_resource((10, 10, 10), price, 2450.0) == (8, 8, 8)
+    assert match_resource((4, 4, 4), price, 2490.0) == (9, 8, 8)  # half a percent above
+    with pytest.raises(UsageError, match="with 4 channels each they take more"):
+        match_resource((4, 4, 4), price, 600.0)
 
 
 def test_channels_are_dropped_and_nothing_of_it_is_left():
@@ -190,7 +200,9 @@ def test_a_search_for_each_resource_reads_no_test_image(study, resource):
     assert max(row["val"] for row in found["networks"]) == found["networks"][found["best"]]["val"]
     built = describe(second["model"], 10, study.task.input_shape)
     assert (sum(built.relus.values()), sum(built.macs.values())) == (second["relus"], second["macs"])
-    assert second["model"] in replace(QUICK, resource=resource).tell({**found, "task": "digits"}) or found["best"] == 0
+    told = replace(QUICK, resource=resource).tell({**found, "task": "digits"})
+    assert f"next: reluctant train {found['model']} --task digits" in told
+    assert [line.split()[0] for line in told.splitlines() if line.endswith("best")] == [str(found["best"])]
 
 
 def test_in_slices_it_finds_what_it_finds_in_one_go(tmp_path):
@@ -244,3 +256,7 @@ def test_what_cannot_be_adjusted_is_refused(study):
         Adjustment(p0=1.0)
     with pytest.raises(UnknownName):
         replace(QUICK, resource="bytes", engine="cheeta").check(study)
+    with pytest.raises(UsageError, match=r"no bytes are predicted under cryptflow2.*take resource=macs"):
+        replace(QUICK, resource="bytes", engine="cryptflow2").check(study)
+    with pytest.raises(UsageError, match="has a layer of 2 channels, and none may have under 4"):
+        QUICK.check(replace(study, model="adjusted:width=2,blocks=1-1-1"))

@@ -97,7 +97,6 @@ def test_a_cell_is_derived_as_by_hand():
     logits[13, none] = 9.0  # what is left of the last edge is next to nothing: any other is stronger
     assert read_cell(derive(logits), "")[3][0] == Edge(3, "s")
     assert 4 not in [edge.source for edge in read_cell(derive(logits), "")[3]]
-    assert logits[:, none].argmax() == 13
 
 
 def test_no_edge_is_never_what_is_taken():

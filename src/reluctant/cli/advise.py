@@ -102,10 +102,12 @@ def _lines(found: "Advice", every: bool) -> list[str]:
         ]
         lines += ["that keep ReLUs at more than half of their sites, of these the one with most multiply-adds:"]
         lines += _table(found, shown, len(recorded) + 1)
-    if outside and every:
-        lines += ["", "Over the budget, the cheapest first:", *_table(found, outside, len(inside) + 1)]
-        lines += [f"left out: {name}: {reason}" for name, reason in found.refused.items()]
-    elif not every:
+    if every:
+        if outside:
+            lines += ["", "Over the budget, the cheapest first:", *_table(found, outside, len(inside) + 1)]
+        left_out = [f"left out: {name}: {reason}" for name, reason in found.refused.items()]
+        lines += ["", *left_out] if left_out else []
+    else:
         hidden = len(untried) - len(shown)
         lines += [
             "",

@@ -1,21 +1,29 @@
 """``reluctant search`` and ``reluctant searches``: what designs are found with, by training."""
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated
 
 import typer
 
 from reluctant.cli.main import app, show
-from reluctant.cli.options import Data, Device, Download, Json, MaxSeconds, RecipeFile, Seed, TaskName
+from reluctant.cli.options import Data, Device, Download, Json, MaxSeconds, PriceTable, RecipeFile, Seed, TaskName
 from reluctant.cli.progress import shown
 from reluctant.searches import SEARCHES
+
+INDENT = " " * 14
 
 
 @app.command()
 def searches(json: Json = False) -> None:
-    """List the searches for a design, with their papers."""
-    rows = [{"name": name, "paper": search.citation()} for name, search in SEARCHES.items()]
-    show(rows, "\n".join(f"{row['name']:<14}{row['paper']}" for row in rows), json)
+    """List the searches for a design: their papers, and their settings with the defaults."""
+    rows = [{"paper": search.citation(), **search().to_json()} for search in SEARCHES.values()]
+    lines = []
+    for row in rows:
+        settings = [f"{key}={value}" for key, value in row.items() if key not in ("name", "paper")]
+        told = wrap(", ".join(settings), 110, initial_indent=INDENT, subsequent_indent=INDENT)
+        lines += [f"{row['name']:<14}{row['paper']}", *told]
+    show(rows, "\n".join(lines), json)
 
 
 @app.command()
@@ -42,16 +50,18 @@ def search(
         ),
     ] = None,
     seed: Seed = None,
+    prices: PriceTable = None,
     data: Data = None,
     download: Download = False,
     device: Device = "auto",
     max_seconds: MaxSeconds = None,
     json: Json = False,
 ) -> None:
-    """Find what a design needs to know by training networks: which stages are critical, how wide layers should be.
+    """Find a design by training: which stages are critical, how wide layers should be, what cells are made of.
 
-    All is judged by the held-out tenth of the training set. Interrupted, or stopped by --max-seconds, the same command
-    goes on where it stopped.
+    Nothing is judged by the test split: stages and widths are by the held-out tenth of the training set, cells and
+    their places by one half of the rest. Interrupted, or stopped by --max-seconds, the same command goes on where it
+    stopped.
     """
     from reluctant.experiment import Machine, open_model
     from reluctant.recipe import nested, resolve
@@ -60,12 +70,12 @@ def search(
     own = [setting for setting in settings or [] if "." not in setting.partition("=")[0]]
     rest = [setting for setting in settings or [] if setting not in own]
     kind = SEARCHES[name]().changed(nested(own))
-    machine = Machine(data, download, device)
+    machine = Machine(data, download, device, prices)
     chosen = {"task": task, "model": model, "seed": seed}
-    given = None
-    if model is not None and Path(model).is_dir():
-        opened = open_model(model, task, machine)
-        given, chosen = opened.dense, {"task": opened.origin.task, "model": opened.origin.model, "seed": seed}
+    given = Path(model) if model is not None and Path(model).is_dir() else None
+    if given is not None:
+        origin = open_model(str(given), task).origin
+        chosen |= {"task": origin.task, "model": origin.model}
     with shown(json, max_seconds) as progress:
         found = run_search(
             kind, resolve(recipe, chosen, rest, usual=kind.usual), out, machine, given=given, progress=progress

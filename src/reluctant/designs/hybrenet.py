@@ -19,15 +19,20 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, ClassVar
 
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
 from reluctant.designs.base import check_order
 from reluctant.designs.residual import Residual, relus_a_channel
 from reluctant.errors import UsageError
+from reluctant.models.resnet import ResNet
 from reluctant.units import as_type_of
 
 #: Of the stages of ResNet-18, most critical first.
 ORDER = (3, 2, 4, 1)
 #: The largest multiplier that equalization tries.
-MOST = 64
+MAX_MULTIPLIER = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +91,22 @@ class HybReNet(Residual):
         return math.lcm(self.groups, self.reuse)
 
     @property
-    def reused(self) -> int:
-        return self.reuse
-
-    @property
     def has_stem_relu(self) -> bool:
         return self.stem_relu
 
     @property
     def bottleneck_groups(self) -> int:
         return self.groups if self.block == "bottleneck" else 0
+
+    def network(self, classes: int, channels: int) -> ResNet:
+        network = super().network(classes, channels)
+        for name, module in list(network.named_modules()) if self.reuse > 1 else []:
+            if isinstance(module, nn.ReLU):
+                network.set_submodule(name, ReusedReLU(self.reuse))
+        return network
+
+    def relus(self, side: int) -> dict[str, int]:
+        return {part: relus // self.reuse for part, relus in super().relus(side).items()}
 
     @classmethod
     def candidates(cls, order: tuple[int, ...] | None, settings: Mapping[str, Any]) -> tuple["HybReNet", ...]:
@@ -122,6 +133,20 @@ class HybReNet(Residual):
             "6x6x2": cls(multipliers=(6, 6, 2)),
             "7x5x2": cls(multipliers=(7, 5, 2)),
         }
+
+
+class ReusedReLU(nn.Module):
+    """ReLU on the first of so many groups of channels; its outputs are added to each of the others."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Return a tensor of the shape of ``x``, whose channels divide by the groups."""
+        first, *others = x.chunk(self.groups, 1)
+        active = torch.relu(first)
+        return torch.cat([active, *(other + active for other in others)], 1)
 
 
 def equalize(
@@ -171,7 +196,7 @@ def relus_a_stage(blocks: tuple[int, ...], bottleneck: bool) -> tuple[int, ...]:
 def _solutions(units: tuple[int, ...], order: tuple[int, ...], least: int) -> Iterator[tuple[int, ...]]:
     """Yield, for all but the last multiplier, the solution with the least last one, if there is any."""
     stages, place = len(units), order.index(len(units))
-    for head in product(range(least, MOST + 1), repeat=stages - 2):
+    for head in product(range(least, MAX_MULTIPLIER + 1), repeat=stages - 2):
         counts, width = [units[0]], 1
         for stage, multiplier in enumerate(head, start=1):
             width *= multiplier
@@ -181,21 +206,21 @@ def _solutions(units: tuple[int, ...], order: tuple[int, ...], least: int) -> It
             continue
         each = units[-1] * width
         last = max(least, ranked[place] // each + 1) if place < len(ranked) else least
-        if last <= MOST and (place == 0 or each * last < ranked[place - 1]):
+        if last <= MAX_MULTIPLIER and (place == 0 or each * last < ranked[place - 1]):
             yield (*head, last)
 
 
 def _why_none(units: tuple[int, ...], order: tuple[int, ...], least: int) -> str:
     """Return which of the wanted inequalities no multipliers satisfy, alone or with the others."""
     for more, fewer in pairwise(order):
-        spread = (least if more < fewer else MOST) ** abs(more - fewer)
+        spread = (least if more < fewer else MAX_MULTIPLIER) ** abs(more - fewer)
         high, low = (units[more - 1], units[fewer - 1] * spread) if more < fewer else (
             units[more - 1] * spread, units[fewer - 1]
         )  # fmt: skip
         if high <= low:
             return (
-                f"stage {more} cannot have more ReLUs than stage {fewer} with multipliers from {least} to {MOST}: "
-                "change the blocks or the order"
+                f"stage {more} cannot have more ReLUs than stage {fewer} with multipliers from {least} to "
+                f"{MAX_MULTIPLIER}: change the blocks or the order"
             )
     wanted = " > ".join(f"stage {stage}" for stage in order)
-    return f"no multipliers from {least} to {MOST} give {wanted} in ReLUs: change the blocks or the order"
+    return f"no multipliers from {least} to {MAX_MULTIPLIER} give {wanted} in ReLUs: change the blocks or the order"

@@ -3,9 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from reluctant.designs.base import Design, halve
 from reluctant.errors import UsageError
@@ -50,11 +48,6 @@ class Residual(Design):
         return 1
 
     @property
-    def reused(self) -> int:
-        """Groups of channels that share the ReLUs of one of them; 1 if every channel has its own."""
-        return 1
-
-    @property
     def bottleneck_groups(self) -> int:
         """Groups of the bottlenecks' 3x3 convolutions; 0 for basic blocks."""
         return 0
@@ -77,9 +70,6 @@ class Residual(Design):
             layers = [name for name, module in getattr(network, stage).named_modules() if isinstance(module, nn.ReLU)]
             for name in layers if number in self.culled else layers[1::2] if self.thin else []:
                 getattr(network, stage).set_submodule(name, nn.Identity())
-        for name, module in list(network.named_modules()) if self.reused > 1 else []:
-            if isinstance(module, nn.ReLU):
-                network.set_submodule(name, ReusedReLU(self.reused))
         return network
 
     def relus(self, side: int) -> dict[str, int]:
@@ -94,21 +84,7 @@ class Residual(Design):
             ]
             if number not in self.culled:
                 counts[f"stage {number}"] = sum(layers[::2] if self.thin else layers)
-        return {part: relus // self.reused for part, relus in counts.items()}
-
-
-class ReusedReLU(nn.Module):
-    """ReLU on the first of so many groups of channels; its outputs are added to each of the others."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Return a tensor of the shape of ``x``, whose channels divide by the groups."""
-        first, *others = x.chunk(self.groups, 1)
-        active = torch.relu(first)
-        return torch.cat([active, *(other + active for other in others)], 1)
+        return counts
 
 
 def relus_a_channel(before: int, after: int, bottleneck: bool) -> tuple[int, ...]:

@@ -23,17 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reluctant.designs.adjusted import Adjusted
-from reluctant.errors import UsageError
+from reluctant.errors import BudgetError, UsageError
 from reluctant.loop import Step
 from reluctant.models import ModelSpec
 from reluctant.searches.base import Search, Study
-from reluctant.searches.metering import LEAST, RESOURCES, Meter, Widths, matched, with_widths
+from reluctant.searches.metering import MIN_WIDTH, RESOURCES, Meter, Widths, match_resource, with_widths
 from reluctant.sites import copied, evaluating
 from reluctant.task import Split, stream
 from reluctant.units import format_quantity
 
 #: No layer loses more of its channels in a measurement.
-MOST = 0.9
+MAX_DROPOUT = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +86,33 @@ class Adjustment(Search):
         Raises:
             UnknownName, UsageError: also for an engine or a link that is not known.
         """
-        _start(study)
-        Meter.of(self.resource, study.task, self.engine, self.network)
+        start = _start(study)
+        super().check(study)
+        try:
+            self._meter(study).price(start)
+        except BudgetError as error:
+            raise UsageError(
+                f"no {self.resource} are predicted under {self.engine}: {error}; take resource=macs"
+            ) from error
 
     def run(self, study: Study) -> dict[str, Any]:
         """Return the best network, and of each one its widths, what it takes, held-out accuracy and utilisation."""
         first = _start(study)
-        meter = Meter.of(self.resource, study.task, self.engine, self.network)
+        meter = self._meter(study)
         design, networks = first, []
         for number in range(self.rounds + 1):
             name = f"round-{number}"
-            fresh, grown = study.build(design.spec), partial(self._grown, study)
-            network = study.trained(name, fresh, study.training, regularize=grown)
-            val = study.noted(f"{name}/val", partial(_accuracy, study, network))
+            fresh, dropping = study.build(design.spec), partial(self._dropping, study)
+            network = study.trained(name, fresh, study.training, regularize=dropping)
+            val = study.noted(f"{name}/val", partial(study.accuracy, network))
             row = {"model": design.spec, "widths": list(design.layers), **meter.takes(design), "val": val}
             networks.append(row)
             if number == self.rounds:
                 break
             row["rates"] = rates(study.noted(f"{name}/weights", partial(meter.weights, design)), self.p0)
             row["utilisation"] = self._utilisation(study, name, network, row["rates"])
-            wider = self.updated(design.layers, first.layers, row["utilisation"], number)
-            fitted = partial(matched, wider, partial(meter.of_widths, first), meter.price(first))
+            wider = self.update_widths(design.layers, first.layers, row["utilisation"], number)
+            fitted = partial(match_resource, wider, partial(meter.of_widths, first), meter.price(first))
             before, design = design, with_widths(first, study.noted(f"{name}/next", fitted))
             if design.layers == before.layers:
                 break
@@ -114,10 +120,13 @@ class Adjustment(Search):
         n = len(study.task.val)
         return {"model": networks[best]["model"], "best": best, "n_val": n, "networks": networks}
 
-    def _grown(self, study: Study, network: nn.Module, step: Step) -> AbstractContextManager[None]:
+    def _meter(self, study: Study) -> Meter:
+        return Meter.of(self.resource, study.task, self.engine, self.network, study.prices)
+
+    def _dropping(self, study: Study, network: nn.Module, step: Step) -> AbstractContextManager[None]:
         """Return the dropout of a training's step."""
         modules, draws = _adjusted(network), stream(study.seed, step.epoch, step.index, study.fabric.global_rank, 2)
-        each = grown(self.dropout * step.epoch / study.training.epochs, len(modules))
+        each = dropout_schedule(self.dropout * step.epoch / study.training.epochs, len(modules))
         return channel_dropout(modules, each, draws)
 
     def _utilisation(self, study: Study, name: str, network: nn.Module, each: Sequence[float]) -> list[float]:
@@ -136,7 +145,7 @@ class Adjustment(Search):
 
         return [study.noted(f"{name}/layer-{layer}", partial(risen, layer)) for layer in range(len(modules))]
 
-    def updated(self, widths: Widths, initial: Widths, utilisation: Sequence[float], number: int) -> Widths:
+    def update_widths(self, widths: Widths, initial: Widths, utilisation: Sequence[float], number: int) -> Widths:
         """Return the widths after the adjustment of round ``number``, from 0 on; what they cost may have changed.
 
         Args:
@@ -149,7 +158,7 @@ class Adjustment(Search):
         for rank in range(count):
             step = max(self.eta - rank * self.eta_decay, 0.0)
             low, high = ranked[rank], ranked[-1 - rank]
-            after[low] = max(LEAST, round(widths[low] - step * initial[low]))
+            after[low] = max(MIN_WIDTH, round(widths[low] - step * initial[low]))
             after[high] = round(widths[high] + step * initial[high])
         return tuple(after)
 
@@ -170,13 +179,13 @@ class Adjustment(Search):
 def rates(weights: Sequence[float], p0: float) -> list[float]:
     """Return the rate of dropout in each layer by which all lose as much: ``p0`` times the mean of ``weights``.
 
-    A layer whose channels take next to nothing loses no more than :data:`MOST` of them, and so less than the others.
+    A layer whose channels take next to nothing loses no more than :data:`MAX_DROPOUT` of them, and so less than others.
     """
     removed = p0 * sum(weights) / len(weights)
-    return [removed / weight if weight * MOST > removed else MOST for weight in weights]
+    return [removed / weight if weight * MAX_DROPOUT > removed else MAX_DROPOUT for weight in weights]
 
 
-def grown(last: float, layers: int) -> list[float]:
+def dropout_schedule(last: float, layers: int) -> list[float]:
     """Return rates of dropout that grow linearly from layer to layer, up to ``last``."""
     return [last * (layer + 1) / layers for layer in range(layers)]
 
@@ -222,17 +231,12 @@ def _start(study: Study) -> Adjusted:
             f"{study.model} has no width for every layer: start from adjusted, or from its like with other blocks, "
             "such as adjusted:blocks=2-2-2-2,width=32"
         )
-    if study.given is not None:
+    if min(design.layers) < MIN_WIDTH:
         raise UsageError(
-            f"all rounds are trained alike, so they start from a name, not from trained weights: give {study.model}"
+            f"{study.model} has a layer of {min(design.layers)} channels, and none may have under {MIN_WIDTH}"
         )
-    design.check_side(min(study.task.input_shape[1:]))
     return design
 
 
 def _adjusted(network: nn.Module) -> Sequence[nn.Module]:
     return network.adjusted  # type: ignore[return-value]
-
-
-def _accuracy(study: Study, network: nn.Module) -> float:
-    return study.validate(network).accuracy

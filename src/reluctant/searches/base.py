@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from torch import nn
 
 from reluctant import papers
-from reluctant.errors import CheckpointError
+from reluctant.errors import CheckpointError, UsageError
 from reluctant.files import write_json
 from reluctant.loop import Loop, fingerprint, is_late, read_state, write_state
 from reluctant.models import ModelSpec
@@ -20,7 +20,7 @@ from reluctant.progress import Progress, Under, limit_of
 from reluctant.settings import changed
 from reluctant.sites import copied
 from reluctant.task import Split, Task
-from reluctant.training import Evaluation, Regularizer, Training, evaluate, fit
+from reluctant.training import Regularizer, Training, evaluate, fit
 from reluctant.units import check_number
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Study:
         training: of a network with fresh weights.
         finetune: of one that was changed.
         directory: of the whole search; every network has a folder of its own in it.
+        prices: a table of prices, where it is not the usual one.
     """
 
     task: Task
@@ -50,6 +51,7 @@ class Study:
     directory: Path
     progress: Progress
     given: nn.Module | None = None
+    prices: Path | None = None
 
     def build(self, spec: str) -> nn.Module:
         """Return the network called ``spec`` with the fresh weights of the seed."""
@@ -128,17 +130,20 @@ class Study:
     def noted(self, name: str, find: Callable[[], Any]) -> Any:
         """Return what ``find`` returned, as JSON; it is called once, and its answer kept in the folder of ``name``.
 
+        Of several processes all go on with the answer of the first.
+
         Raises:
             Paused: the time limit is near, judged by the longest such call so far that could not be broken off.
         """
         path = self.directory / name / "found.json"
-        if path.exists():
-            return json.loads(path.read_text())
+        known = self.fabric.broadcast(json.loads(path.read_text()) if path.exists() else None)
+        if known is not None:
+            return known
         limit = limit_of(self.progress)
         if limit is not None and is_late(limit, limit.longest, self.fabric):
             limit.pause(name, 0, 1)
         begun = time.monotonic()
-        found = find()
+        found = self.fabric.broadcast(find())
         if limit is not None:
             limit.longest = max(limit.longest, time.monotonic() - max(begun, limit.went_on))
             limit.go_on()
@@ -147,9 +152,9 @@ class Study:
             (path.parent / f"{name}.state").unlink(missing_ok=True)
         return found
 
-    def validate(self, network: nn.Module) -> Evaluation:
-        """Return what ``network`` gets right of the held-out images."""
-        return evaluate(network, self.task, "val")
+    def accuracy(self, network: nn.Module) -> float:
+        """Return the share of the held-out images that ``network`` gets right."""
+        return evaluate(network, self.task, "val").accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +165,13 @@ class Search(ABC):
         name: as in the table of searches.
         may_be_zero: the numbers among the settings that need not be above zero.
         usual: what holds of a recipe where the user says nothing, as in a recipe's file.
+        from_trained: whether it may start from a network that was trained before.
     """
 
     name: ClassVar[str]
     may_be_zero: ClassVar[tuple[str, ...]] = ()
     usual: ClassVar[Mapping[str, Any]] = {}
+    from_trained: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that no search can run with."""
@@ -177,9 +184,14 @@ class Search(ABC):
         """Refuse, before anything is written, a network that this search cannot work on.
 
         Raises:
-            UsageError: it is none, or cannot read the task's images.
+            UsageError: it is none, cannot read the task's images, or is trained where all must be trained alike.
         """
         study.build(study.model)
+        if study.given is not None and not self.from_trained:
+            raise UsageError(
+                f"search {self.name} trains all of its networks alike, so it starts from a name, not from trained "
+                f"weights: give {study.model}"
+            )
 
     @abstractmethod
     def run(self, study: Study) -> dict[str, Any]:
@@ -205,6 +217,11 @@ class Search(ABC):
             UsageError: a value of another type than the setting's default, or out of its range.
         """
         return changed(self, settings, "search", self.name)
+
+    @classmethod
+    def header(cls) -> str:
+        """Return the docstring of the search's file: paper, deviations, symbols."""
+        return papers.header(cls)
 
     @classmethod
     def citation(cls) -> str:

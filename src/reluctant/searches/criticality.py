@@ -13,6 +13,7 @@ Symbols:  A_k -> val; N_k -> relus; w -> exponent; C_k -> criticality.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -39,6 +40,7 @@ class Criticality(Search):
 
     name: ClassVar[str] = "criticality"
     may_be_zero: ClassVar[tuple[str, ...]] = ("exponent",)
+    from_trained: ClassVar[bool] = True
 
     exponent: float = 0.07
 
@@ -48,6 +50,7 @@ class Criticality(Search):
         Raises:
             UsageError: its modules are not called ``layer1``, ``layer2``, ... or ``stage1``, ...
         """
+        super().check(study)
         _stages(find_sites(study.build(study.model), study.task.example), study.model)
 
     def run(self, study: Study) -> dict[str, Any]:
@@ -55,13 +58,16 @@ class Criticality(Search):
         sites = find_sites(study.build(study.model), study.task.example)
         stages = _stages(sites, study.model)
         dense = study.dense
+        whole = study.noted("dense", partial(study.accuracy, dense))
         rows = []
         for stage in stages:
+            name = f"only-{stage.replace(' ', '-')}"
             mask = Mask({name: torch.full(site.shape, name in stages[stage]) for name, site in sites.items()})
             alone = attach(dense, sites).set_mask(mask)
-            trained = study.trained(f"only-{stage.replace(' ', '-')}", alone, study.finetune, teacher=dense)
-            rows.append({"stage": int(stage.split()[1]), "relus": mask.kept, "val": study.validate(trained).accuracy})
-        return self.rank(rows, study.validate(dense).n) | {"dense": study.validate(dense).accuracy}
+            trained = study.trained(name, alone, study.finetune, teacher=dense)
+            val = study.noted(name, partial(study.accuracy, trained))
+            rows.append({"stage": int(stage.split()[1]), "relus": mask.kept, "val": val})
+        return self.rank(rows, len(study.task.val)) | {"dense": whole}
 
     def rank(self, rows: list[dict[str, Any]], n: int) -> dict[str, Any]:
         """Return the criticality of each stage, and the order of the stages.

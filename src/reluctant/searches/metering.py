@@ -4,16 +4,18 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 
 from reluctant.candidates import Candidate, Pricing, Target, describe
 from reluctant.designs.adjusted import Adjusted
+from reluctant.errors import UsageError
 from reluctant.task import Task
 
 #: What :class:`Meter` knows.
 RESOURCES = ("macs", "relus", "bytes", "seconds")
 
 #: No layer becomes narrower.
-LEAST = 4
+MIN_WIDTH = 4
 
 #: How near a network is brought to the resource of another, as a share of its own.
 TOLERANCE = 0.01
@@ -37,15 +39,18 @@ class Meter:
     described: Callable[[str], Candidate]
 
     @classmethod
-    def of(cls, resource: str, task: Task, engine: str, network: str) -> "Meter":
+    def of(cls, resource: str, task: Task, engine: str, network: str, table: Path | None = None) -> "Meter":
         """Return what measures ``resource`` for ``task``; bytes and seconds under ``engine`` over ``network``.
+
+        Args:
+            table: of prices, see :meth:`Pricing.load`.
 
         Raises:
             UnknownName, UsageError: no such engine or link.
         """
         where, text = None, resource
         if resource in ("bytes", "seconds"):
-            where, text = Pricing.load(engine, network), f"in {resource}@{engine}"
+            where, text = Pricing.load(engine, network, table), f"in {resource}@{engine}"
         classes, shape = len(task.classes), task.input_shape
         described = cache(partial(describe, classes=classes, shape=shape, pricing=where))
         return cls(Target(text, 0.0, resource, where), classes, shape, described)
@@ -109,7 +114,7 @@ def _multiply_adds(design: Adjusted, classes: int, side: int) -> list[float]:
     return weights
 
 
-def matched(widths: Sequence[int], price: Callable[[Widths], float], wanted: float) -> Widths:
+def match_resource(widths: Sequence[int], price: Callable[[Widths], float], wanted: float) -> Widths:
     """Return ``widths`` times one factor, so that their price is within :data:`TOLERANCE` of ``wanted``.
 
     The factor is found by bisection. Where two neighbours are left, since widths are whole, the first layers take the
@@ -117,6 +122,9 @@ def matched(widths: Sequence[int], price: Callable[[Widths], float], wanted: flo
 
     Args:
         price: grows with the widths.
+
+    Raises:
+        UsageError: even the narrowest network takes more.
     """
 
     def excess(tried: Widths) -> float:
@@ -124,6 +132,8 @@ def matched(widths: Sequence[int], price: Callable[[Widths], float], wanted: flo
 
     if abs(excess(tuple(widths))) <= TOLERANCE:
         return tuple(widths)
+    if excess(_scaled(widths, 0.0)) > TOLERANCE:
+        raise UsageError(f"layers cannot be narrow enough: with {MIN_WIDTH} channels each they take more than wanted")
     low, high = 0.0, 1.0
     while price(_scaled(widths, high)) < wanted:
         low, high = high, 2 * high
@@ -143,7 +153,7 @@ def matched(widths: Sequence[int], price: Callable[[Widths], float], wanted: flo
 
 
 def _scaled(widths: Sequence[int], factor: float) -> Widths:
-    return tuple(max(LEAST, round(width * factor)) for width in widths)
+    return tuple(max(MIN_WIDTH, round(width * factor)) for width in widths)
 
 
 def with_widths(design: Adjusted, widths: Sequence[int]) -> Adjusted:
