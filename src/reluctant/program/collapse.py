@@ -141,11 +141,7 @@ def _replace(draft: Draft, end: str, stretch: list[Op], sources: list[str], shap
     flat = len(shapes[end]) == 1
 
     def named(what: str) -> str:
-        taken = {op.output for op in (*draft.ops, *new)}
-        name = f"{end}.{what}"
-        while name in taken:
-            name += "."
-        return name
+        return draft.fresh(f"{end}.{what}", new)
 
     sums = []
     for number, (source, matrix) in enumerate(zip(sources, matrices, strict=True)):

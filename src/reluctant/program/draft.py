@@ -1,5 +1,6 @@
 """A program that is still being rewritten, in float64."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -69,9 +70,9 @@ class Draft:
         """Return the operation that makes ``value`` if it is of ``kind``."""
         return next((op for op in self.ops if op.output == value and isinstance(op, kind)), None)
 
-    def fresh(self, name: str) -> str:
-        """Return ``name``, made longer until no value has it."""
-        while any(op.output == name for op in self.ops):
+    def fresh(self, name: str, beside: Sequence[Op] = ()) -> str:
+        """Return ``name``, made longer until no value has it, nor one that an operation of ``beside`` makes."""
+        while any(op.output == name for op in (*self.ops, *beside)):
             name += "."
         return name
 
