@@ -234,7 +234,8 @@ def test_a_folder_of_another_format_is_refused(recipes, tmp_path):
 
 def test_the_command_of_a_record_makes_its_point_and_no_other_recipe(recipes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sweep(find_points([recipes.relative_to(tmp_path)], budgets=["5%", "20%"], seeds=2), Path("runs"), Machine())
+    files = [recipes.relative_to(tmp_path) / f"{name}-10%.toml" for name in ("random", "taylor")]
+    sweep(find_points(files, budgets=["5%", "20%"], seeds=2), Path("runs"), Machine())
     made = {path.parent.name: Record.load(path) for path in Path("runs").glob("*/linearize-*.record.json")}
     record = made["taylor-5%-s1"]
     assert record.command.endswith(" sweep recipes/taylor-10%.toml --budgets 5% --seeds 2 --out runs")

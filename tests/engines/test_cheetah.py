@@ -109,7 +109,7 @@ def test_private_slopes_are_paid_for_and_nothing_is_left_behind(small_images, tm
 def test_reciprocal_slopes_cost_nothing(small_images):
     """Shortcuts of both kinds, a site without ReLUs and one with all. The size of ciphertexts varies a little."""
     kept = (0.1, 0.1, 0.0, 1.0, 0.2, 0.1, 0.1)
-    networks = {s.name: masked_small(kept, s, resnet8(5, 3)) for s in (Identity(), Reciprocal())}
+    networks = {s.name: masked_small(kept, s, resnet8(5, 3, width=8)) for s in (Identity(), Reciprocal())}
     programs = {name: lower(network) for name, network in networks.items()}
     assert any(op.factors for op in programs["reciprocal"].activations())
     plain, run = (Cheetah().run(programs[name], small_images[:1]) for name in networks)

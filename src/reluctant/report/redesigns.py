@@ -243,7 +243,7 @@ def _delphi(points: dict[str, list[Point]]) -> list[str]:
     columns = ("ReLUs kept", "before", "then", "together", "faster than ResNet-20 at the same budget")
     return [
         "Predicted, not run: homomorphic convolutions priced by the multiply-adds at the resolution of their input,",
-        "garbled circuits by the ReLU, over a LAN; see [protocols](protocols.md). The published ratios are of the sum.",
+        "garbled circuits by the ReLU, over a LAN; see [costs](costs.md). The published ratios are of the sum.",
         "",
         *table({"network": "---", **dict.fromkeys(columns, "---:")}, rows),
     ]
