@@ -8,9 +8,9 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from reluctant import papers
 from reluctant.designs import DESIGNS
 from reluctant.errors import ShapeError, UsageError
+from reluctant.papers import FromPaper
 from reluctant.registry import unknown
 from reluctant.settings import changed
 from reluctant.task import Task
@@ -20,7 +20,7 @@ Self = TypeVar("Self", bound="Design")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Design(ABC):
+class Design(FromPaper, ABC):
     """Settings of one published way to shape a network for private inference, and the network itself.
 
     What it builds is an ordinary network: it is trained, masked, priced and run like any other.
@@ -139,16 +139,6 @@ class Design(ABC):
     def changed(self: Self, settings: Mapping[str, Any]) -> Self:
         """Return this design with other ``settings``, which may be text; errors as :meth:`from_json`."""
         return changed(self, settings, "design", self.name)
-
-    @classmethod
-    def header(cls) -> str:
-        """Return the docstring of the design's file: paper, deviations, symbols."""
-        return papers.header(cls)
-
-    @classmethod
-    def citation(cls) -> str:
-        """Return the paper that the header names, on one line."""
-        return papers.citation(cls)
 
 
 def find_design(name: str) -> Design | None:

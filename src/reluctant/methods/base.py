@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
-from reluctant import papers
 from reluctant.errors import UsageError
 from reluctant.mask import GRANULARITIES, Mask
 from reluctant.masked import MaskedModel
 from reluctant.methods import METHODS
+from reluctant.papers import FromPaper
 from reluctant.registry import unknown
 from reluctant.surrogates import Identity, Surrogate, surrogate_from_json
 from reluctant.task import Job
@@ -19,7 +19,7 @@ Self = TypeVar("Self", bound="Method")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(FromPaper, ABC):
     """Settings of one published way to fit a network's ReLUs into a budget, and the way itself.
 
     Attributes:
@@ -86,16 +86,6 @@ class Method(ABC):
             else:
                 settings[key] = as_type_of(known[key], item, f"{cls.name}.{key}")
         return cls(**settings)
-
-    @classmethod
-    def header(cls) -> str:
-        """Return the docstring of the method's file: paper, deviations, symbols."""
-        return papers.header(cls)
-
-    @classmethod
-    def citation(cls) -> str:
-        """Return the paper that the header names, on one line: of several authors the first, of remarks none."""
-        return papers.citation(cls)
 
     @classmethod
     def granularities(cls) -> tuple[str, ...]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import nn
 
-from reluctant import papers
 from reluctant.errors import CheckpointError, UsageError
 from reluctant.files import write_json
 from reluctant.loop import Loop, fingerprint, is_late, read_state, write_state
 from reluctant.models import ModelSpec
+from reluctant.papers import FromPaper
 from reluctant.progress import Progress, Under, limit_of
 from reluctant.settings import changed
 from reluctant.sites import copied
@@ -158,7 +158,7 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(ABC):
+class Search(FromPaper, ABC):
     """Settings of one way to find a design by training, and the way itself.
 
     Attributes:
@@ -217,13 +217,3 @@ class Search(ABC):
             UsageError: a value of another type than the setting's default, or out of its range.
         """
         return changed(self, settings, "search", self.name)
-
-    @classmethod
-    def header(cls) -> str:
-        """Return the docstring of the search's file: paper, deviations, symbols."""
-        return papers.header(cls)
-
-    @classmethod
-    def citation(cls) -> str:
-        """Return the paper that the header names, on one line."""
-        return papers.citation(cls)
