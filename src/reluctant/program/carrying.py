@@ -22,10 +22,11 @@ holds exactly.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reluctant.program.draft import Draft, Numbers, aligned
 from reluctant.program.operations import (
@@ -51,6 +52,8 @@ _MOST_BITS = 16
 
 _ONE = 0
 
+Nodes = NDArray[np.int64]
+
 
 def carry(draft: Draft) -> None:
     """Rewrite ``draft``, which is folded, so that as few public scales a channel are left in it as possible."""
@@ -65,9 +68,17 @@ def carry(draft: Draft) -> None:
 class _Groups:
     """Nodes whose scales hang together: ``scale = ratio * scale of the group's root``. Node ``_ONE`` has scale 1."""
 
-    def __init__(self, nodes: int) -> None:
-        self.parent, self.ratio = list(range(nodes)), [1.0] * nodes
-        self.low, self.high = [1.0] * nodes, [1.0] * nodes  # of the ratios in the group, at its root
+    def __init__(self) -> None:
+        self.parent, self.ratio = [_ONE], [1.0]
+        self.low, self.high = [1.0], [1.0]  # of the ratios in the group, at its root
+
+    def add(self, count: int) -> Nodes:
+        """Return so many new nodes, each a group of its own."""
+        first = len(self.parent)
+        self.parent += range(first, first + count)
+        for values in (self.ratio, self.low, self.high):
+            values += [1.0] * count
+        return np.arange(first, first + count)
 
     def root(self, node: int) -> int:
         """Return the root of the group of ``node``; from then on it is its parent."""
@@ -112,25 +123,46 @@ class _Groups:
 
 def _solve(draft: Draft, shapes: Mapping[str, Shape]) -> dict[str, Numbers]:
     """Return the scale of each channel of each value."""
-    first, nodes = {}, _ONE + 1
-    for name, shape in shapes.items():
-        first[name] = nodes
-        nodes += shape[0]
-    groups = _Groups(nodes)
-    for name in (INPUT, *draft.outputs):
-        for channel in range(shapes[name][0]):
-            groups.tie(first[name] + channel, _ONE)
+    groups = _Groups()
+    nodes = {INPUT: np.full(shapes[INPUT][0], _ONE)}
     for op in draft.ops:
-        for source, before, after in _same(op, shapes):
-            groups.tie(first[op.output] + after, first[source] + before)
+        nodes[op.output] = _nodes(groups, op, [nodes[name] for name in op.inputs], shapes)
+    for name in draft.outputs:
+        _tie(groups, nodes[name], np.full(len(nodes[name]), _ONE))
     for op in draft.ops:  # only now: everything above must hold, and does, being all ratios of 1
         if isinstance(op, Scale) and op.scale is None and op.factors is not None:
-            before, after = first[op.inputs[0]], first[op.output]
-            _vanish(groups, [(after + c, before + c, 1 / factor) for c, factor in enumerate(op.factors)])
-    return {
-        name: np.array([groups.scale(first[name] + channel) for channel in range(shape[0])])
-        for name, shape in shapes.items()
-    }
+            ends = (nodes[name].tolist() for name in (op.output, op.inputs[0]))
+            _vanish(groups, [(*tie, 1 / factor) for *tie, factor in zip(*ends, op.factors, strict=True)])
+    return {name: np.array([groups.scale(node) for node in found.tolist()]) for name, found in nodes.items()}
+
+
+def _tie(groups: _Groups, some: Nodes, others: Nodes) -> None:
+    """Let scales be the same, node by node."""
+    for one, other in {*zip(some.tolist(), others.tolist(), strict=True)}:
+        groups.tie(one, other)
+
+
+def _nodes(groups: _Groups, op: Op, inputs: Sequence[Nodes], shapes: Mapping[str, Shape]) -> Nodes:
+    """Return the nodes of the channels that ``op`` puts out: its inputs', where their scales must be the same."""
+    channels = shapes[op.output][0]
+    if isinstance(op, Conv2d | Linear) or (isinstance(op, Scale) and (op.scale is not None or op.factors is not None)):
+        return groups.add(channels)
+    first, *others = inputs
+    if isinstance(op, Concat):
+        return np.concatenate(inputs)
+    if isinstance(op, Slice):
+        return first[op.start[0] : op.stop[0] : op.step[0]]
+    if isinstance(op, Pad):
+        low, high = op.low[0], op.high[0]
+        return np.concatenate([groups.add(low), first, groups.add(high)]) if low or high else first
+    if isinstance(op, Reshape):
+        elements = np.repeat(first, math.prod(op.shape) // len(first)).reshape(channels, -1)
+        for column in elements.T[1:]:
+            _tie(groups, elements[:, 0], column)
+        return elements[:, 0].copy()
+    for other in others:
+        _tie(groups, first, other)
+    return first
 
 
 def _vanish(groups: _Groups, ties: list[tuple[int, int, float]]) -> None:
@@ -141,25 +173,6 @@ def _vanish(groups: _Groups, ties: list[tuple[int, int, float]]) -> None:
         fitting = next((r for r in lowered if groups.fits(after, before, r)), None)
         if fitting is not None:
             groups.tie(after, before, fitting)
-
-
-def _same(op: Op, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, int, int]]:
-    """Yield which channel of which input must have the scale of which channel of the output of ``op``."""
-    if isinstance(op, Conv2d | Linear) or (isinstance(op, Scale) and (op.scale is not None or op.factors is not None)):
-        return
-    start = 0
-    for name in op.inputs:
-        channels = shapes[name][0]
-        if isinstance(op, Slice):
-            pairs = [(before, after) for after, before in enumerate(range(op.start[0], op.stop[0], op.step[0]))]
-        elif isinstance(op, Reshape):
-            size = math.prod(op.shape)
-            pairs = sorted({(i * channels // size, i * op.shape[0] // size) for i in range(size)})
-        else:
-            offset = start if isinstance(op, Concat) else op.low[0] if isinstance(op, Pad) else 0
-            pairs = [(channel, channel + offset) for channel in range(channels)]
-        start += channels
-        yield from ((name, before, after) for before, after in pairs)
 
 
 def _rewrite(draft: Draft, op: Op, shape: Shape, before: list[Numbers], after: Numbers) -> None:
