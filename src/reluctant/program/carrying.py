@@ -138,7 +138,7 @@ def _solve(draft: Draft, shapes: Mapping[str, Shape]) -> dict[str, Numbers]:
 
 def _tie(groups: _Groups, some: Nodes, others: Nodes) -> None:
     """Let scales be the same, node by node."""
-    for one, other in {*zip(some.tolist(), others.tolist(), strict=True)}:
+    for one, other in dict.fromkeys(zip(some.tolist(), others.tolist(), strict=True)):
         groups.tie(one, other)
 
 
