@@ -104,6 +104,19 @@ def test_ratios_are_of_what_was_measured(run, page):
     assert "seeds 0, 1" in text.split("## Not run")[1]
 
 
+def test_who_sends_no_more_bytes_is_ranked_by_accuracy(run, page):
+    """More bytes by over two percent are no equal bytes; with two seeds a difference is told from its spread."""
+    records = run("resnet20", "40", 0.70, seconds=6.0, size=1000) + run("resnet20", "40", 0.71, 1, 6.0, 1000)
+    assert rows(page(records), "At ResNet-20's bytes") == []
+    records += run("other", "10", 0.72, seconds=2.0, size=1019) + run("other", "10", 0.74, 1, 2.0, 1019)
+    records += run("other", "40", 0.99, seconds=2.0, size=1021) + run("other", None, 0.70, seconds=2.0, size=900)
+    found = rows(page(records), "At ResNet-20's bytes")
+    assert [(row[1], row[4], row[5]) for row in found] == [
+        ("10", "+2.50 ± 0.71 (2)", "yes"),
+        ("576", "+0.00 (1)", "one seed"),
+    ]
+
+
 def test_the_fastest_that_is_as_accurate(run, page):
     """All ReLUs kept counts as a point, too; who is not as accurate is said to be none."""
     records = run("resnet20", None, 0.80, seconds=9.0) + run("resnet20", "40", 0.70, seconds=6.0)

@@ -4,6 +4,7 @@ A network is a folder of recipes with its ``dense.toml`` and one method. What it
 where a record says so; under DELPHI, which is not run here, it is predicted.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,8 @@ BUDGETS = ("18841", "4710")
 REFERENCE = "resnet20"
 #: Of the paper: at equal ReLUs on CIFAR-100, at equal accuracy on Tiny-ImageNet.
 PUBLISHED = (5.2, 8.7)
+#: Share of its bytes by which a point may exceed another and still counts as equal.
+NEARLY = 0.02
 #: Over which networks are run and compared.
 LINK = "lan"
 
@@ -61,6 +64,12 @@ class Point:
             if secure and cost and (secure["engine"], secure["network"]) == ("cheetah", LINK):
                 each.append([cost[figure] / cost["images"] for figure in ("bytes", "seconds", "messages")])
         return None if not each else tuple(map(mean, zip(*each, strict=True)))
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of one image: measured, else predicted."""
+        predicted = self.entry.predicted
+        return self.measured[0] if self.measured else math.inf if predicted is None else predicted
 
     @cached_property
     def program(self) -> Program:
@@ -118,6 +127,7 @@ def designs_page(benches: Sequence[Bench]) -> str:
     if any(points.values()):
         lines += ["![Accuracy against ReLUs kept, and against predicted bytes](images/designs.svg)", ""]
     lines += ["## The networks", "", *_networks(benches), "", "## Every point", "", *_every_point(points), ""]
+    lines += ["## At ResNet-20's bytes", "", *_equal_bytes(points), ""]
     lines += [
         "## At equal ReLUs",
         "",
@@ -176,6 +186,31 @@ def _every_point(points: dict[str, list[Point]]) -> list[str]:
 def _told(measured: tuple[float, float, float]) -> tuple[str, str, str]:
     size, seconds, messages = measured
     return format_bytes(size), format_seconds(seconds), f"{messages:,.0f}"
+
+
+def _equal_bytes(points: dict[str, list[Point]]) -> list[str]:
+    """Return the points that send no more bytes than the reference at the first budget, the most accurate first."""
+    theirs = next((point for point in points.get(REFERENCE, []) if point.budget == BUDGETS[0]), None)
+    if theirs is None:
+        return ["Nothing to compare with yet."]
+    others = [point for name, found in points.items() if name != REFERENCE for point in found]
+    able = [point for point in others if point.bytes <= (1 + NEARLY) * theirs.bytes]
+    rows = []
+    for point in sorted(able, key=lambda point: -point.entry.mean):
+        ours, reference = point.entry.accuracies, theirs.entry.accuracies
+        spread = spread_of([ours[seed] - reference[seed] for seed in ours if seed in reference])
+        gap = point.entry.mean - theirs.entry.mean
+        told = "one seed" if spread is None else "yes" if gap > spread else "no"
+        cells = [f"`{point.name}`", f"{point.entry.kept:,.0f}", format_bytes(point.bytes), accuracy_cell(point.entry)]
+        rows.append([*cells, difference_cell(ours, reference), told])
+    columns = ("ReLUs kept", "bytes", "accuracy", "beside ResNet-20, points", "more accurate by more than the spread")
+    return [
+        f"ResNet-20 with {theirs.entry.kept:,.0f} ReLUs, a tenth of its own, sends {format_bytes(theirs.bytes)} and "
+        f"has {accuracy_cell(theirs.entry)} %. These send no more than that, up to two percent, the most accurate "
+        "first; bytes are measured where they were, else predicted.",
+        "",
+        *table({"network": "---", **dict.fromkeys(columns, "---:")}, rows),
+    ]
 
 
 def _equal_relus(points: dict[str, list[Point]]) -> list[str]:
