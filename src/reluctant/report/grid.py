@@ -50,7 +50,9 @@ GRIDS = (
         "cifar10-resnet8-long",
         "CIFAR-10, ResNet-8, three times the epochs",
         "bench-long",
-        "Whether the order holds where all have more time.",
+        "Whether the order holds where all have more time. Coordinate descent starts from SNL at twice the budget and "
+        "should end above SNL. At 2 %, seed 0, it is 12.8 points below with the six epochs of the bench and 2.0 with "
+        "these 18: it has 8 and 24 blocks, which is few for a method that takes one block after another.",
         budgets=("2%", "10%"),
     ),
     Grid(
