@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from small import parties
 
+from reluctant.engines import parties as processes
 from reluctant.engines.meeting import free_ports
 from reluctant.engines.parties import Place, query, serve
 from reluctant.engines.settings import Settings
@@ -67,6 +68,27 @@ def test_party_whose_peer_is_killed_says_so(small_program, small_images):
     assert "broke off in the middle of the run" in message
     assert client in message
     assert when - killer.at < 10
+
+
+def test_a_reader_that_is_late_hears_all_before_its_pipe_is_closed(tmp_path):
+    """On a busy machine a party's last lines are read after it has ended."""
+    talk = "print('{}\\n' * 20)"
+    process = subprocess.Popen([sys.executable, "-c", talk], stdout=subprocess.PIPE, text=True)
+    child = processes._Child("client", tmp_path, process)
+    heard = []
+
+    class Slow:
+        def put(self, event):
+            time.sleep(0.01)
+            heard.append(event)
+
+    child.reader = threading.Thread(target=processes._listen, args=(child, Slow()))
+    process.wait()
+    child.reader.start()
+    processes._stop(child)
+    assert len(heard) == 20
+    assert not child.reader.is_alive()
+    assert process.stdout.closed
 
 
 def test_port_in_use(small_program):

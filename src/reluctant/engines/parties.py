@@ -215,15 +215,15 @@ def _start(stack: ExitStack, folder: Path, order: Order, **given: Any) -> _Child
             text=True,
             start_new_session=True,
         )
-    stack.callback(_stop, process)
-    return _Child(order.role, own, process)
+    child = _Child(order.role, own, process)
+    stack.callback(_stop, child)
+    return child
 
 
-def _stop(process: "subprocess.Popen[str]") -> None:
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
+def _stop(child: _Child) -> None:
+    """End a party and close its pipes, which its reader must have left by then."""
+    _stop_reading(child)
+    for pipe in (child.process.stdin, child.process.stdout):
         if pipe is not None:
             pipe.close()
 
