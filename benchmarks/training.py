@@ -2,13 +2,16 @@
 
 Each kind of step is taken by the project's own search or training, on random images. Times are measured side by side:
 every round takes some steps of each kind, a ratio is of one round, and the median over the rounds is what counts.
-Memory is the peak of a process of its own, above what it held before the network was there, the median of several.
+Memory is the peak of a process of its own, above what it held before the network was there, the median of several. On
+a CPU that process gives freed tensors back at once: what tensors need is counted, not what an allocator keeps for later
+and what differs by a tenth from one process to the next.
 """
 
 import argparse
 import json
 import logging
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -40,8 +43,10 @@ if TYPE_CHECKING:
 
 CLASSES = 100
 SHARE = 0.1
-#: That a peak of memory is measured in; allocators and the system make it differ by a tenth from one to the next.
+#: That a peak of memory is measured in.
 PROCESSES = 5
+#: For those processes, of glibc: memory that was freed goes back to the system.
+FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,7 @@ def measure(model: str, batch: int, steps: int, rounds: int) -> dict[str, Any]:
             take(silent)
         seconds = [{kind: bench.seconds(take) for kind, take in kinds.items()} for _ in range(rounds)]
     memory = {}
+    os.environ.update(FRUGAL)
     for kind in kinds:
         peaks = []
         for _ in range(PROCESSES):

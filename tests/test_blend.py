@@ -55,3 +55,15 @@ def test_one_tensor_of_the_inputs_size_is_kept_for_the_backward_pass(gates):
         else:
             KeptReLU.apply(z * 1, torch.ones(8, 16, 16, dtype=torch.bool))
     assert sum(saved) <= 1.1 * z.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_at_and_beside_zero(dtype):
+    """Of whole numbers, which every type holds: at zero a gated ReLU has its surrogate's share of the slope alone."""
+    z = torch.tensor([[-2.0, -0.0, 0.0, 2.0, -1.0, 3.0]], dtype=dtype, requires_grad=True)
+    m = torch.full((6,), 0.5, dtype=dtype, requires_grad=True)
+    delta = torch.tensor([[4.0, 4.0, 4.0, 4.0, -8.0, -8.0]], dtype=dtype)
+    for c1 in (None, torch.ones(6, dtype=dtype)):
+        for_z, for_m = torch.autograd.grad(BlendedReLU.apply(z, m, None, c1, None), (z, m), delta)
+        assert for_z.tolist() == [[2.0, 2.0, 2.0, 4.0, -4.0, -8.0]]
+        assert for_m.tolist() == [8.0, 0.0, 0.0, 0.0, -8.0, 0.0]

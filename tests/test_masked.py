@@ -10,6 +10,7 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from reluctant.distillation import logits
@@ -18,7 +19,7 @@ from reluctant.mask import Mask
 from reluctant.masked import MaskedActivation, attach
 from reluctant.methods.snl import SoftGate
 from reluctant.sites import ActivationSite, find_sites
-from reluctant.surrogates import SURROGATES, Affine, Hermite, Quadratic, Shift
+from reluctant.surrogates import SURROGATES, Affine, Hermite, Identity, Quadratic, Shift
 
 SURROGATE_KINDS = list(SURROGATES.values())
 
@@ -249,3 +250,59 @@ def test_hermite_starts_near_relu_and_its_outputs_do_not_grow_with_its_input():
     error = (activation.eval()(z) - z.relu()).square().mean() / z.relu().square().mean()
     assert error < 0.03  # 0.0113 / 0.5 at best
     torch.testing.assert_close(activation.train()(1000 * z).std(), activation(z).std(), rtol=1e-3, atol=0)
+
+
+def gradients(model):
+    """Those of all parameters that have one."""
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("network", zoo.LINEARIZABLE)
+@pytest.mark.parametrize("surrogate", [Identity, Shift, Quadratic])
+def test_recomputed_outputs_give_the_gradients_of_kept_ones_bit_for_bit(network, surrogate, monkeypatch):
+    masked = attach(network(), find_sites(network(), images(1)), surrogate()).train()
+    found = []
+    with masked.gates(SoftGate):
+        for recompute in (True, False):
+            if not recompute:
+                monkeypatch.setattr("reluctant.masked.Outputs.watch", lambda *args: None)
+            masked.zero_grad()
+            torch.manual_seed(0)
+            logits(masked(images())).square().sum().backward()
+            found.append(gradients(masked))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_gated_site_leaves_no_output_behind_for_the_backward_pass(inplace):
+    convolutions = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace), nn.Conv2d(4, 4, 3), nn.Flatten())
+    model = nn.Sequential(*convolutions, nn.Linear(64, 2))
+    masked = attach(model, find_sites(model, images(1)))
+    outputs = []
+    masked.model[2].register_forward_hook(lambda m, i, y: outputs.append(StorageWeakRef(y.untyped_storage())))
+    with masked.gates(SoftGate):
+        loss = masked(images()).sum()
+        assert outputs[0].expired()
+        loss.backward()
+
+
+def test_an_output_that_is_changed_afterwards_is_kept_as_it_was_used():
+    class Changes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            y = self.first(x).relu()
+            return self.second(y.add_(1) if self.training else y + 1)
+
+    torch.manual_seed(0)
+    model = Changes()
+    masked = attach(model, find_sites(model, torch.zeros(1, 3)))
+    x = torch.randn(5, 3)
+    with masked.gates(SoftGate):
+        masked(x).square().sum().backward()
+    model.eval()(x).square().sum().backward()
+    for parameter, right in zip(masked.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, right.grad)

@@ -8,7 +8,7 @@ sites that were found have fired.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from reluctant.blend import BlendedReLU, KeptReLU
 from reluctant.calls import Call, Naming, OwnerStack, activation_modules, calling_line
 from reluctant.errors import ShapeError, SiteError
 from reluctant.mask import Mask
+from reluctant.recomputation import Outputs
 from reluctant.sites import ActivationSite, Sites, copied, evaluating
 from reluctant.surrogates import Hermite, Identity, Surrogate, Term
 
@@ -162,8 +163,9 @@ class MaskedModel(nn.Module):
             ShapeError: a site gets an input of another shape than it was found with.
         """
         self._stack.paths.clear()
-        calls = _Interception(self, torch.is_grad_enabled())
-        with calls:
+        outputs = None if torch.compiler.is_compiling() else Outputs()  # a compiler decides itself what to recompute
+        calls = _Interception(self, outputs)
+        with nullcontext() if outputs is None else outputs.recomputed(), calls:
             output = self.model(*args, **kwargs)
         if len(calls.fired) != len(self.sites):
             silent = [name for name in self.sites if self._order[name] not in calls.fired]
@@ -251,9 +253,9 @@ class _Moments(nn.Module):
 class _Interception(TorchFunctionMode):
     """Hands each ReLU call of one forward pass to the module of its site."""
 
-    def __init__(self, masked: MaskedModel, gradients: bool) -> None:
+    def __init__(self, masked: MaskedModel, outputs: Outputs | None) -> None:
         super().__init__()
-        self.masked, self.gradients = masked, gradients
+        self.masked, self.outputs, self.gradients = masked, outputs, torch.is_grad_enabled()
         self.naming = Naming(masked._leaves)
         self.fired: set[int] = set()
 
@@ -284,10 +286,12 @@ class _Interception(TorchFunctionMode):
                 f"site {name} got an input of shape {tuple(call.input.shape[1:])}, its mask is of {site.shape}: "
                 f"the model was linearized for inputs of shape {masked.sites.input_shape}"
             )
-        if not call.inplace:
-            return masked.activations[index](call.input)
-        # The backward pass may need the input, which is about to be overwritten.
-        return call.input.copy_(masked.activations[index](call.input.clone()))
+        # The backward pass may need the input; where that is about to be overwritten, a copy goes in.
+        y = masked.activations[index](call.input.clone() if call.inplace else call.input)
+        result = call.input.copy_(y) if call.inplace else y
+        if self.outputs is not None:
+            self.outputs.watch(result, y.grad_fn)
+        return result
 
 
 def attach(model: nn.Module, sites: Sites, surrogate: Surrogate | None = None) -> MaskedModel:

@@ -166,7 +166,9 @@ class AutoReP(MaskMethod):
         auxiliary = [gate.auxiliary for gate in gates.values()]
         chosen = {id(weight) for weight in auxiliary}
         rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-        optimizer = torch.optim.Adam([{"params": rest, "peak": self.lr}, {"params": auxiliary, "peak": self.mask_lr}])
+        optimizer = torch.optim.Adam(
+            [{"params": rest, "peak": self.lr}, {"params": auxiliary, "peak": self.mask_lr}], fused=True
+        )
         state = Counters(calls=0)
         loop = Loop.of_job(job, epochs=self.search_epochs, batch=self.batch, settings=self.to_json())
         network, optimizer = loop.setup(model, optimizer, counters=state)

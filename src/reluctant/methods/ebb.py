@@ -148,7 +148,7 @@ class Ebb(MaskMethod):
             {"params": constants, "factor": self.surrogate_lr},
         ]
         sgd = torch.optim.SGD([group for group in groups if group["params"]], self.lr, 0.9, nesterov=True)
-        return [sgd, torch.optim.Adam(scores, self.travel / steps)]
+        return [sgd, torch.optim.Adam(scores, self.travel / steps, fused=True)]
 
     def _train(self, model: MaskedModel, gates: dict[str, Scored], job: Job) -> None:
         scores = [gate.score for gate in gates.values()]

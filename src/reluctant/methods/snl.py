@@ -112,7 +112,9 @@ class SNL(MaskMethod):
         alphas = [gate.alpha for gate in gates.values()]
         chosen = {id(alpha) for alpha in alphas}
         weights = [p for p in model.parameters() if id(p) not in chosen]
-        optimizer = torch.optim.Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": self.gate_lr}])
+        optimizer = torch.optim.Adam(
+            [{"params": weights, "lr": self.lr}, {"params": alphas, "lr": self.gate_lr}], fused=True
+        )
         state = Counters(penalty=self.penalty, low=model.sites.total)
         loop = Loop.of_job(job, epochs=self.max_epochs, batch=self.batch, settings=self.to_json())
         network, optimizer = loop.setup(model, optimizer, counters=state)

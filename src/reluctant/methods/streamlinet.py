@@ -331,7 +331,9 @@ class StreamliNet(MaskMethod):
             group["params"] = [p for p in group["params"] if id(p) not in chosen]
         sgd = torch.optim.SGD([group for group in groups if group["params"]], self.lr, 0.9)
         pull = Counters({name: {"weight": self.penalty, "off": 1.0} for name in gates})
-        network, sgd, adam = loop.setup(model, sgd, torch.optim.Adam(scores, self.travel / steps), pull=pull)
+        network, sgd, adam = loop.setup(
+            model, sgd, torch.optim.Adam(scores, self.travel / steps, fused=True), pull=pull
+        )
         ends = stage_ends(model.sites)
         teacher = FeatureTeacher(job.teacher, model.sites, ends, loop)
         last = math.acos(2 * self.lr_end - 1) / math.pi
