@@ -1,7 +1,8 @@
 """What a mask search needs for images of ImageNet's size: planned, then tried, on synthetic images.
 
-The plan takes no step: it runs the network forward on two and on four images and counts what autograd keeps. The trial
-takes steps of SNL's search, of a training with its mask frozen and of one without masks, each in a process of its own.
+The plan takes no step: it runs the network forward on two and on four images and counts what is kept after it. The
+trial takes steps of SNL's search, of a training with its mask frozen and of one without masks, each in a process of its
+own.
 
 On a CPU a process takes more than its tensors: glibc's heap has holes between them, which the plan takes to be half as
 large as the activations (they were 0.3 to 0.95 of them for ResNet-18, VGG-16 and EfficientNet-B2 at 64 to 224 pixels).
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from memory import watch_memory
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import profile
 
 from reluctant.distillation import Teacher, distillation, logits
 from reluctant.loop import Loop
@@ -109,19 +110,12 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 
 
 def kept(network: nn.Module, images: Float[Tensor, "B C H W"]) -> int:
-    """Return the bytes that a forward pass keeps for its backward pass, parameters and buffers left out."""
-    known = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage
-        return tensor
-
-    with saved_tensors_hooks(note, lambda tensor: tensor):
-        network(images)
-    return sum(storage.nbytes() for storage in storages.values())
+    """Return the bytes that a forward pass takes and does not give back: what it keeps for the backward pass."""
+    with profile(profile_memory=True) as seen:
+        scores = network(images)
+    usage = [(event.self_cpu_memory_usage, event.self_device_memory_usage) for event in seen.key_averages()]
+    del scores
+    return sum(device if images.is_cuda else cpu for cpu, device in usage)
 
 
 def planned(trial: Trial, sites: Sites) -> Plan:
