@@ -28,7 +28,7 @@ from reluctant.registry import Registry
 from reluctant.report.bench import bench_figure, bench_page
 from reluctant.report.grid import read_benches
 from reluctant.report.published import cifar100_figure, cifar100_page
-from reluctant.report.redesigns import designs_figure, designs_page, read_designs
+from reluctant.report.redesigns import AGAIN, designs_figure, designs_page, read_designs
 from reluctant.report.results import read_recipes
 from reluctant.surrogates import Surrogate
 from reluctant.training import Training
@@ -55,7 +55,8 @@ def generate() -> None:
         if picture := bench_figure(bench):
             write(DOCS / "images" / f"{bench.grid.picture}.svg", picture)
     designs = read_designs(ROOT / "recipes" / "bench", records)
-    write(DOCS / "designs-bench.md", designs_page(designs))
+    again = read_designs(ROOT / "recipes" / "bench", records, AGAIN)
+    write(DOCS / "designs-bench.md", designs_page(designs, again))
     if picture := designs_figure(designs):
         write(DOCS / "images" / "designs.svg", picture)
     write(DOCS / "protocols.md", protocols_table())

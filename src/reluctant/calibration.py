@@ -102,6 +102,7 @@ def cases() -> Iterator[Case]:
     yield from (convolution(1, 8, 16, 3, 1), convolution(3, 16, 8, 5, 1), convolution(8, 4, 8, 1, 1, 2))
     yield from (convolution(64, 32, 64, 3, 1), convolution(128, 16, 128, 3, 1), convolution(512, 4, 512, 3, 1))
     yield from (linear(64, 10), linear(64, 10, 8), linear(512, 100), linear(512, 100, 8), linear(3, 70))
+    yield from (linear(1024, 1024), linear(2048, 2048))
     for size in (4, 16, 40):
         op = AvgPool(output="y", inputs=("shared",), kernel=(2, 2), stride=(2, 2))
         yield single(f"average pool 16x{size}x{size}", (16, size, size), op, {})

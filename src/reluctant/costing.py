@@ -6,6 +6,7 @@ from typing import Any
 
 from reluctant.checkpoints import Checkpoint
 from reluctant.costs import ENGINES, PROTOCOLS
+from reluctant.costs.ckks import levels
 from reluctant.costs.counting import count
 from reluctant.costs.model import CostModel
 from reluctant.costs.money import Tariff
@@ -28,7 +29,8 @@ def count_cost(
     """Return what one inference with one image computes: comparisons, surrogate operations, multiply-adds.
 
     And what it would cost under ``engine`` over ``network``: the keys of :meth:`Prediction.to_json`, and ``dollars``
-    for 1,000 images. Without them for a network that no secure program computes.
+    for 1,000 images; and under ``ckks`` how many levels it would take, see :class:`reluctant.costs.ckks.Levels`.
+    Without them for a network that no secure program computes.
 
     Args:
         table: of prices, see :meth:`CostModel.load`.
@@ -46,7 +48,7 @@ def count_cost(
         program = lower(masked, without)
     except UnsupportedOperation:
         return counted
-    return counted | _predict(prices, program, link, tariff or Tariff())
+    return counted | _predict(prices, program, link, tariff or Tariff()) | {"ckks": levels(program).to_json()}
 
 
 def compare_costs(

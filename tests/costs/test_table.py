@@ -74,17 +74,18 @@ def test_ciphertexts_of_a_product(dims, sent, returned, packed):
 
 
 @pytest.mark.parametrize(
-    ("dims", "unpacked", "rotations"),
+    ("dims", "unpacked", "rotations", "lone"),
     [
-        ((1024, 144, 16), 256, 2 * 127),  # two answers of 128 places, all taken: 64 + 32 + ... + 1 each
-        ((64, 144, 16), 16, 3 * 16 + 8 + 4 + 2 + 1),  # 16 of 128 places
-        ((1, 512, 100), 7, 64 + 32 + 16 + 8 + 4 + 2 + 1),  # a hundred coefficients, one by one
-        ((1, 64, 10), 0, 0),
+        ((1024, 144, 16), 256, 2 * 127, 0),  # two answers of 128 places, all taken: 64 + 32 + ... + 1 each
+        ((64, 144, 16), 16, 8 + 4 + 2 + 1, 3 * 16),  # 16 of 128 places: three levels without pairs
+        ((1, 512, 100), 7, 99, 64 + 32 + 16 + 8 + 4 + 2 + 1 - 99),  # a hundred coefficients, one by one
+        ((1, 2048, 2048), 256, 255, 2 * 256),  # 256 of 1,024 places
+        ((1, 64, 10), 0, 0, 0),
     ],
 )
-def test_rotations_that_pack_a_product(dims, unpacked, rotations):
+def test_rotations_that_pack_a_product(dims, unpacked, rotations, lone):
     found = tiles(*dims)
-    assert (found.unpacked, found.rotations) == (unpacked, rotations)
+    assert (found.unpacked, found.rotations, found.lone) == (unpacked, rotations, lone)
 
 
 def test_long_comparisons_take_more_messages(model):

@@ -84,7 +84,7 @@ def run(folder: Path) -> Make:
 
 @pytest.fixture
 def page(folder: Path) -> Callable[[list[Record]], str]:
-    return lambda records: designs_page(read_designs(folder, records))
+    return lambda records: designs_page(read_designs(folder, records), [])
 
 
 def rows(text: str, title: str) -> list[list[str]]:
@@ -158,3 +158,11 @@ def test_means_over_seeds(run, page, folder):
     assert picture is not None
     assert "<svg" in picture
     assert designs_figure(read_designs(folder, [])) is None
+
+
+def test_the_same_networks_on_another_task_stand_apart(run, folder, monkeypatch):
+    first = designs_page(read_designs(folder, records := run("resnet20", "40", 0.7) + run("other", "40", 0.8)), [])
+    again = designs_page([], read_designs(folder, records))
+    assert rows(first, "Every point") == rows(again, "CIFAR-100")[:2]
+    assert "Nothing to compare with yet" in first.partition("## CIFAR-100")[2]
+    assert "other on CIFAR-100: " in again.partition("## Not run")[2]

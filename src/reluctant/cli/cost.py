@@ -84,12 +84,19 @@ def _costs(counted: dict[str, Any]) -> str:
         f"dollars for {INFERENCES:,}; "
     )
     if measured:
-        return f"{line}all as predicted"
+        return f"{line}all as predicted; {_levels(counted['ckks'])}"
     return (
         f"{line}of both, {known(counted['comparison_bytes'], format_bytes)} in {_relu_trips(counted)} round trips are "
         f"for ReLUs; this is an analytic profile, not measured here, from {counted['source']}; it leaves out "
-        f"{', '.join(counted['omitted'])}"
+        f"{', '.join(counted['omitted'])}; {_levels(counted['ckks'])}"
     )
+
+
+def _levels(found: Mapping[str, Any]) -> str:
+    """Return what fully homomorphic encryption would need."""
+    relus = f", {found['relu_levels']:,} of them for ReLUs as polynomials" if found["relu_levels"] else ""
+    fits = "more than any without bootstrapping" if found["ring"] is None else f"a ring of degree {found['ring']:,}"
+    return f"under CKKS it would take {found['levels']:,} levels{relus}: {fits}"
 
 
 def _table(compared: Mapping[str, dict[str, Any]]) -> str:

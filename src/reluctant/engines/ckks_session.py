@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from reluctant.costs.ckks import SCALE_BITS
 from reluctant.engines.base import EngineRun, Images, Outputs, SiteCost, check_images
 from reluctant.engines.homomorphic import Evaluator, KeyHolder, Scheme, save
 from reluctant.engines.meeting import open_link
 from reluctant.engines.memory import peak_memory
-from reluctant.engines.packing import SCALE_BITS, Parameters, layers, parameters_of
+from reluctant.engines.packing import Parameters, layers, parameters_of
 from reluctant.engines.party import Order, Voice, read_images, read_program
 from reluctant.engines.session import Report, Talk
 from reluctant.engines.settings import CLIENT, SERVER

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from reluctant.engines.packing import SCALE_BITS, Layer, Matrix, Parameters, Vector, diagonals, stacked
+from reluctant.costs.ckks import SCALE_BITS
+from reluctant.engines.packing import Layer, Matrix, Parameters, Vector, diagonals, stacked
 from reluctant.errors import EngineError, UsageError
 from reluctant.program.operations import INPUT, Array
 

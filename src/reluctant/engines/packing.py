@@ -28,20 +28,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reluctant.costs.ckks import END_BITS, MOST_BITS, SCALE_BITS, modulus_bits
 from reluctant.errors import UnsupportedOperation, UsageError
 from reluctant.program.operations import INPUT, Activation, Add, Linear, Reshape
 from reluctant.program.ops import Program
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
-
-#: Bits of the scale, of the primes that levels take, and of the first and the last prime: the first one leaves room for
-#: values up to 2 ** 19, the last is the special one of key switching.
-SCALE_BITS, _END_BITS = 40, 60
-
-#: The most bits of a modulus by ring degree, for 128 bits of security against classical attacks with a ternary secret:
-#: Homomorphic Encryption Security Standard (HomomorphicEncryption.org, 2018), table 1. SEAL holds the same and refuses.
-MOST_BITS = {8192: 218, 16384: 438, 32768: 881}
 
 #: Where c1 / c2 is larger, an activation's line is computed apart: the product would lose too many bits.
 _LARGEST_SHIFT = 1 << 10
@@ -84,9 +77,9 @@ class Parameters:
             )
         power = max(2, 1 << (width - 1).bit_length())
         for ring, most in MOST_BITS.items():
-            if _bits(levels) <= most and 2 * power <= ring:
+            if modulus_bits(levels) <= most and 2 * power <= ring:
                 return cls(ring, levels, power)
-        deepest = (MOST_BITS[largest] - _bits(0)) // SCALE_BITS
+        deepest = (MOST_BITS[largest] - modulus_bits(0)) // SCALE_BITS
         raise UnsupportedOperation(
             f"the network takes {levels} levels, CKKS has at most {deepest} here without bootstrapping, two a site "
             "with squares: take a shallower network, or identities at some sites"
@@ -95,12 +88,12 @@ class Parameters:
     @property
     def bits(self) -> int:
         """Bits of the whole modulus, the special prime included."""
-        return _bits(self.levels)
+        return modulus_bits(self.levels)
 
     @property
     def primes(self) -> list[int]:
         """Bits of each prime of the modulus."""
-        return [_END_BITS, *[SCALE_BITS] * self.levels, _END_BITS]
+        return [END_BITS, *[SCALE_BITS] * self.levels, END_BITS]
 
     @property
     def images(self) -> int:
@@ -121,10 +114,6 @@ class Parameters:
     def elements(self) -> list[int]:
         """The Galois elements of the steps."""
         return [pow(3, step, 2 * self.ring) for step in self.steps]
-
-
-def _bits(levels: int) -> int:
-    return 2 * _END_BITS + SCALE_BITS * levels
 
 
 @dataclass(frozen=True, eq=False)

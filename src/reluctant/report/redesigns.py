@@ -31,6 +31,8 @@ from reluctant.sites import find_sites
 from reluctant.units import format_bytes, format_seconds
 
 FOLDER = "cifar10-designs"
+#: The two best of them once more, on a hundred classes.
+AGAIN = "cifar100-designs"
 BUDGETS = ("18841", "4710")
 #: What designs are compared with.
 REFERENCE = "resnet20"
@@ -81,13 +83,13 @@ class Point:
         return pricing.model.predict(self.program, network=pricing.network)
 
 
-def read_designs(recipes: Path, records: Sequence[Record]) -> list[Bench]:
-    """Return the bench of each network below ``recipes``, the one they are compared with first."""
+def read_designs(recipes: Path, records: Sequence[Record], folder: str = FOLDER) -> list[Bench]:
+    """Return the bench of each network in a ``folder`` of ``recipes``, the one they are compared with first."""
     folders = sorted(
-        (path.name for path in (recipes / FOLDER).iterdir() if path.is_dir()),
+        (path.name for path in (recipes / folder).iterdir() if path.is_dir()),
         key=lambda name: (name != REFERENCE, name),
     )
-    grids = [Grid(f"{FOLDER}/{name}", name, name, budgets=BUDGETS, seeds=2) for name in folders]
+    grids = [Grid(f"{folder}/{name}", name, name, budgets=BUDGETS, seeds=2) for name in folders]
     return read_benches(recipes, records, grids)
 
 
@@ -120,8 +122,12 @@ checkpoints chosen on the held-out tenth; `71.2 ± 0.4 (2)` is mean, sample stan
 """
 
 
-def designs_page(benches: Sequence[Bench]) -> str:
-    """Return the Markdown page of the networks in ``benches``, the first of which the others are compared with."""
+def designs_page(benches: Sequence[Bench], again: Sequence[Bench]) -> str:
+    """Return the Markdown page of the networks in ``benches``, the first of which the others are compared with.
+
+    Args:
+        again: some of them on another task.
+    """
     lines = [*_HEAD.splitlines(), ""]
     points = {bench.grid.title: list(points_of(bench)) for bench in benches}
     if any(points.values()):
@@ -139,12 +145,15 @@ def designs_page(benches: Sequence[Bench]) -> str:
         "",
     ]
     lines += ["## The same networks under DELPHI", "", *_delphi(points), ""]
+    lines += ["## CIFAR-100", "", *_on_another_task(again), ""]
     lines += ["## Not run", ""]
     for bench in benches:
         lines += [f"* {bench.grid.title}: {line.removeprefix('* ')}" for line in missing_lines(bench)]
+    for bench in again:
+        lines += [f"* {bench.grid.title} on CIFAR-100: {line.removeprefix('* ')}" for line in missing_lines(bench)]
     lines += ["", "## Recipes and records", ""]
-    for bench in benches:
-        lines += [f"### {bench.grid.title}", "", *recipe_rows(bench), "", *run_rows(bench), ""]
+    for bench, where in (*((bench, "") for bench in benches), *((bench, " on CIFAR-100") for bench in again)):
+        lines += [f"### {bench.grid.title}{where}", "", *recipe_rows(bench), "", *run_rows(bench), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -256,6 +265,20 @@ def _equal_accuracy(points: dict[str, list[Point]]) -> list[str]:
         "",
         "Means over seeds are compared, whatever their spread. Published, on Tiny-ImageNet and under DELPHI: "
         f"{PUBLISHED[1]} times faster at equal accuracy (DeepReShape, abstract).",
+    ]
+
+
+def _on_another_task(benches: Sequence[Bench]) -> list[str]:
+    points = {bench.grid.title: list(points_of(bench)) for bench in benches}
+    return [
+        "ResNet-20 and the design that is ahead of it, on 45,000 images of CIFAR-100, with as many steps as above:",
+        f"recipes in `recipes/bench/{AGAIN}/`.",
+        "",
+        *_every_point(points),
+        "",
+        *_equal_bytes(points),
+        "",
+        *_equal_relus(points)[:-1],
     ]
 
 
