@@ -17,8 +17,10 @@ bench-train: .venv/installed  ## cost of a training step beside the plain one; w
 bench-descent: .venv/installed  ## candidates scored a second beside whole passes; writes benchmarks/out/descent.json
 	$(BIN)/python benchmarks/descent.py
 
-bench-secure: .venv/installed  ## predicted against measured private inference; writes benchmarks/out/secure.json and the tables of docs/costs.md
-	$(BIN)/python benchmarks/secure.py --page docs/measured-costs.md
+bench-secure: .venv/installed  ## calibrates, then predicted against measured private inference: benchmarks/out/secure.json, tables of docs/costs.md
+	mkdir -p benchmarks/out
+	$(BIN)/reluctant calibrate --out benchmarks/out/prices.json
+	$(BIN)/python benchmarks/secure.py --prices benchmarks/out/prices.json --page docs/measured-costs.md
 
 check: .venv/installed  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
