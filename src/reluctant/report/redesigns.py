@@ -271,7 +271,7 @@ def _equal_accuracy(points: dict[str, list[Point]]) -> list[str]:
 def _on_another_task(benches: Sequence[Bench]) -> list[str]:
     points = {bench.grid.title: list(points_of(bench)) for bench in benches}
     return [
-        "ResNet-20 and the design that is ahead of it, on 45,000 images of CIFAR-100, with as many steps as above:",
+        "ResNet-20 and the two best designs on 45,000 images of CIFAR-100, with as many steps as above:",
         f"recipes in `recipes/bench/{AGAIN}/`.",
         "",
         *_every_point(points),
