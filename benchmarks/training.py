@@ -3,8 +3,8 @@
 Each kind of step is taken by the project's own search or training, on random images. Times are measured side by side:
 every round takes some steps of each kind, a ratio is of one round, and the median over the rounds is what counts.
 Memory is the peak of a process of its own, above what it held before the network was there, the median of several. On
-a CPU that process gives freed tensors back at once: what tensors need is counted, not what an allocator keeps for later
-and what differs by a tenth from one process to the next.
+a CPU that process gives freed tensors back to the system at once, which the one that is timed does not: what is needed
+is counted, not what an allocator keeps for later, which differs by a tenth from one process to the next.
 """
 
 import argparse

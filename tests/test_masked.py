@@ -287,6 +287,96 @@ def test_a_gated_site_leaves_no_output_behind_for_the_backward_pass(inplace):
         loss.backward()
 
 
+class Reads(nn.Module):
+    """A site whose output is read by ``second``, and what ``change`` does in between."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.change = change
+
+    def forward(self, x):
+        z = self.first(x)
+        y = z.relu()
+        return self.change(self, x, z, y)
+
+
+def changes_the_input(net, x, z, y):
+    out = net.second(y)
+    return net.third(z.add_(out))
+
+
+def changes_another_value(net, x, z, y):
+    return net.second(y) + net.third(x.sigmoid().mul_(2) if not x.requires_grad else net.first(x).sigmoid().mul_(2))
+
+
+@pytest.mark.parametrize("change", [changes_the_input, changes_another_value])
+def test_what_the_backward_pass_needs_is_still_checked(change):
+    """As by autograd everywhere: an error, not a gradient of other values."""
+    model = Reads(change)
+    masked = attach(model, find_sites(model, torch.zeros(1, 3)))
+    with masked.gates(SoftGate), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        masked(torch.randn(5, 3, requires_grad=True)).sum().backward()
+
+
+def test_gates_must_not_change_before_the_backward_pass():
+    model = Reads(lambda net, x, z, y: net.second(y))
+    masked = attach(model, find_sites(model, torch.zeros(1, 3)))
+    with masked.gates(SoftGate) as gates:
+        loss = masked(torch.randn(5, 3)).sum()
+        with torch.no_grad():
+            next(iter(gates.values())).alpha.mul_(0.5)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_a_detached_head_has_its_own_backward_pass():
+    model = Reads(lambda net, x, z, y: (net.second(y), net.third(y.detach())))
+    masked = attach(model, find_sites(model, torch.zeros(1, 3)))
+    with masked.gates(SoftGate):
+        one, other = masked(x := torch.randn(5, 3))
+        one.sum().backward()
+        other.sum().backward()
+    for output in model(x):
+        output.sum().backward()
+    torch.testing.assert_close(gradients(masked.model), gradients(model))
+
+
+def test_hooks_of_the_caller_see_what_they_saw():
+    model = Reads(lambda net, x, z, y: net.second(y))
+    masked = attach(model, find_sites(model, torch.zeros(1, 3)))
+    seen = []
+    with (
+        masked.gates(SoftGate),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t) or t, lambda t: t),
+    ):
+        loss = masked(torch.randn(5, 3)).sum()
+    assert len(seen) >= 5
+    loss.backward()
+
+
+def test_second_derivatives_are_refused_rather_than_wrong():
+    model = Reads(lambda net, x, z, y: net.second(y))
+    masked = attach(model, find_sites(model, torch.zeros(1, 3)))
+    (gradient,) = torch.autograd.grad(masked(torch.randn(5, 3)).sum(), masked.model.first.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_recomputation_under_autocast():
+    masked = attach(
+        model := nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), find_sites(model, images(1))
+    )
+    outputs = []
+    masked.model[1].register_forward_hook(lambda m, i, y: outputs.append(StorageWeakRef(y.untyped_storage())))
+    with masked.gates(SoftGate) as gates:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = masked(images()).float().sum()
+        assert outputs[0].expired()
+        loss.backward()
+        assert all(gate.alpha.grad is not None for gate in gates.values())
+
+
 def test_an_output_that_is_changed_afterwards_is_kept_as_it_was_used():
     class Changes(nn.Module):
         def __init__(self):

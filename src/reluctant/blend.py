@@ -1,9 +1,10 @@
 """The arithmetic of a partly dropped ReLU, forward and backward.
 
-Both functions keep one tensor of the input's size for the backward pass. They are written in the element-wise
-operations that torch has vectorised kernels for on a CPU, which those on booleans are not: a mask becomes a floor
-under the input (0 where the ReLU stays, minus infinity where it goes), and ReLU's own backward kernel does the
-comparisons. ``benchmarks/training.py`` measures what that is worth.
+Both functions keep one tensor of the input's size for the backward pass, and have first derivatives alone. They are
+written in the element-wise operations that torch has vectorised kernels for on a CPU, which those on booleans are not:
+a mask becomes a floor under the input (0 where the ReLU stays, minus infinity where it goes), an identity blended in a
+slope below zero, and the backward kernels of ReLU and hardtanh do the comparisons. ``benchmarks/training.py`` measures
+what that is worth.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _threshold: Callable[..., Tensor] = (
     torch.ops.aten.threshold_backward
@@ -35,6 +37,7 @@ class KeptReLU(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         y, keep = ctx.saved_tensors
         bits = _bits(y)
@@ -60,6 +63,7 @@ class BlendedReLU(torch.autograd.Function):
         return blended(z, m, c0, c1, c2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, m, c0, c1, c2 = ctx.saved_tensors
         delta = grads[0] if grads[0].stride() == z.stride() else torch.empty_like(z).copy_(grads[0])
@@ -118,16 +122,15 @@ def polynomial(z: Tensor, c0: Tensor | None, c1: Tensor | None, c2: Tensor | Non
 
 
 def _bits(x: Tensor) -> Tensor:
-    """Return ``x`` for a comparison with zero: half precision is above it where its bits are, as a signed integer.
+    """Return ``x`` to be compared with zero: half precision as its bits, which as a signed integer have the same sign.
 
-    Not for what a user sees, the bits of NaN are above zero or below. Processors without arithmetic in half precision
-    take a third of the time for it.
+    Processors without arithmetic in half precision are spared two conversions. A NaN counts by its sign bit.
     """
     return x.view(torch.int16) if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _stopped(gradient: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient where x <= 0, else 0."""
+    """Return the gradient where x is not above zero (in single precision: not above its smallest normal number)."""
     bits = _bits(x)
     if bits is x:
         return _hardtanh(gradient, x, -torch.inf, torch.finfo(x.dtype).tiny)

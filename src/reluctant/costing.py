@@ -29,7 +29,7 @@ def count_cost(
     """Return what one inference with one image computes: comparisons, surrogate operations, multiply-adds.
 
     And what it would cost under ``engine`` over ``network``: the keys of :meth:`Prediction.to_json`, and ``dollars``
-    for 1,000 images; and under ``ckks`` how many levels it would take, see :class:`reluctant.costs.ckks.Levels`.
+    for 1,000 images; ``ckks_levels``, see :class:`reluctant.costs.ckks.Levels`.
     Without them for a network that no secure program computes.
 
     Args:
@@ -48,7 +48,7 @@ def count_cost(
         program = lower(masked, without)
     except UnsupportedOperation:
         return counted
-    return counted | _predict(prices, program, link, tariff or Tariff()) | {"ckks": levels(program).to_json()}
+    return counted | _predict(prices, program, link, tariff or Tariff()) | {"ckks_levels": levels(program).to_json()}
 
 
 def compare_costs(

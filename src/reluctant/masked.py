@@ -8,7 +8,7 @@ sites that were found have fired.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -165,7 +165,7 @@ class MaskedModel(nn.Module):
         self._stack.paths.clear()
         outputs = None if torch.compiler.is_compiling() else Outputs()  # a compiler decides itself what to recompute
         calls = _Interception(self, outputs)
-        with nullcontext() if outputs is None else outputs.recomputed(), calls:
+        with calls:
             output = self.model(*args, **kwargs)
         if len(calls.fired) != len(self.sites):
             silent = [name for name in self.sites if self._order[name] not in calls.fired]
@@ -265,7 +265,10 @@ class _Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         call = Call.read(func, args, kwargs)
         if call is None or call.kind != "relu" or not call.input.is_floating_point():
-            return func(*args, **kwargs)
+            other = func(*args, **kwargs)
+            if self.outputs is not None:
+                self.outputs.forget(other, args)
+            return other
         masked = self.masked
         name = self.naming.name(masked._stack.top, "relu")
         index = masked._order.get(name)

@@ -56,7 +56,7 @@ def test_sites_as_text_and_json(cli):
 
 def test_cost_counts(cli):
     made = json.loads(cli("cost", "resnet20", "--task", "cifar10", "--json").out)
-    assert made["ckks"] == {"levels": 19 * 14 + 20, "relu_levels": 19 * 14, "ring": None, "modulus_bits": None}
+    assert made["ckks_levels"] == {"levels": 19 * 14 + 20, "relu_levels": 19 * 14, "ring": None, "modulus_bits": None}
     assert made["relus"]["kept"] == made["relus"]["total"] == 188_416
     assert made["macs"]["total"] == pytest.approx(40.8e6, rel=0.01)
     assert made["surrogates"]["squares"] == 0

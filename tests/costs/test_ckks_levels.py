@@ -5,6 +5,8 @@ from engines.small import masked_small
 from torch import nn
 
 from reluctant.costs.ckks import RELU_LEVELS, levels, modulus_bits
+from reluctant.engines.packing import layers, parameters_of
+from reluctant.program.collapse import straighten
 from reluctant.program.lower import lower
 from reluctant.surrogates import Affine, Identity, Quadratic
 
@@ -41,10 +43,29 @@ def test_a_site_between_two_convolutions(share, surrogate, total, relus):
     assert (found.total, found.relus) == (total, relus)
 
 
+SQUARES = {
+    "last": [convolution(), nn.ReLU()],
+    "first": [nn.ReLU(), convolution()],
+    "alone": [nn.ReLU()],
+    "twice": [convolution(), nn.ReLU(), nn.ReLU(), convolution()],
+    "between": [convolution(), nn.ReLU(), convolution()],
+}
+
+
+@pytest.mark.parametrize("case", SQUARES)
+def test_squares_take_what_the_engine_takes(case):
+    """A matrix stands before each, and takes its factor behind it."""
+    network = nn.Sequential(*SQUARES[case], nn.Flatten())
+    sites = sum(isinstance(module, nn.ReLU) for module in network)
+    program = lower(masked_small((0.0,) * sites, Quadratic(), network, (4, 4, 4)))
+    assert levels(program).total == parameters_of(layers(straighten(program))).levels
+
+
 def test_a_maximum_is_a_relu_of_a_difference():
     """Of two by two values: two, one after the other."""
     assert of(1.0, Identity(), convolution(), nn.ReLU(), nn.MaxPool2d(2)).total == 1 + 14 + 2 * 14
     assert of(1.0, Identity(), convolution(), nn.ReLU(), nn.MaxPool2d(3, 2, 1)).total == 1 + 14 + 4 * 14
+    assert of(1.0, Identity(), convolution(), nn.ReLU(), nn.MaxPool2d(5, 1)).total == 1 + 14 + 5 * 14
 
 
 class Shortcut(nn.Module):
@@ -64,8 +85,8 @@ def test_the_longest_way_counts():
 
 @pytest.mark.parametrize(("sites", "ring"), [(1, 16384), (2, 16384), (3, 16384), (4, 32768), (9, 32768)])
 def test_the_smallest_ring_at_128_bits(sites, ring):
-    layers = [layer for _ in range(sites) for layer in (convolution(), nn.ReLU())]
-    found = of(0.0, Quadratic(), *layers, convolution())
+    parts = [part for _ in range(sites) for part in (convolution(), nn.ReLU())]
+    found = of(0.0, Quadratic(), *parts, convolution())
     assert found.total == 2 * sites + 1
     assert found.to_json() == {
         "levels": found.total,

@@ -47,6 +47,7 @@ def cost(
     was measured, after the set-up (`offline`), which is done once for many images. The other protocols cannot be run
     here: an analytic profile of each prices what is published of it, and says where that is from. They prepare each
     image before it comes (`offline`), and that is part of its bytes and seconds; what a profile does not know is -.
+    With --json the levels under CKKS are told, too.
     """
     from reluctant.costing import compare_costs, count_cost
     from reluctant.experiment import Machine, open_model
@@ -84,19 +85,20 @@ def _costs(counted: dict[str, Any]) -> str:
         f"dollars for {INFERENCES:,}; "
     )
     if measured:
-        return f"{line}all as predicted; {_levels(counted['ckks'])}"
+        return f"{line}all as predicted{_levels(counted['ckks_levels'])}"
     return (
         f"{line}of both, {known(counted['comparison_bytes'], format_bytes)} in {_relu_trips(counted)} round trips are "
         f"for ReLUs; this is an analytic profile, not measured here, from {counted['source']}; it leaves out "
-        f"{', '.join(counted['omitted'])}; {_levels(counted['ckks'])}"
+        f"{', '.join(counted['omitted'])}{_levels(counted['ckks_levels'])}"
     )
 
 
 def _levels(found: Mapping[str, Any]) -> str:
-    """Return what fully homomorphic encryption would need."""
-    relus = f", {found['relu_levels']:,} of them for ReLUs as polynomials" if found["relu_levels"] else ""
-    fits = "more than any without bootstrapping" if found["ring"] is None else f"a ring of degree {found['ring']:,}"
-    return f"under CKKS it would take {found['levels']:,} levels{relus}: {fits}"
+    """Return what a polynomial network would need under fully homomorphic encryption."""
+    if found["relu_levels"]:
+        return ""
+    fits = "more than SEAL's rings hold" if found["ring"] is None else f"a ring of degree {found['ring']:,}"
+    return f"; under CKKS {found['levels']:,} levels, {fits}"
 
 
 def _table(compared: Mapping[str, dict[str, Any]]) -> str:

@@ -114,7 +114,8 @@ def tiles(rows: int, inner: int, columns: int) -> Tiles:
 def _rotations(ciphertexts: int, places: int) -> tuple[int, int]:
     """Return the rotations of a tree that puts ``ciphertexts`` into ``places``, a power of 2: of pairs, and of one.
 
-    Empty pairs are left out. Where one of a pair is empty the rotation takes two to three times as long, measured.
+    Empty pairs are left out. Rotations of one without a partner are counted apart, because products with many of them
+    took longer than the others' prices say; the tables fit about twice a paired rotation.
     """
     every = sum(min(ciphertexts, 1 << level) for level in range(places.bit_length() - 1))
     return ciphertexts - 1, every - (ciphertexts - 1)

@@ -1,14 +1,16 @@
-"""CKKS: how many levels a network takes, and whether they fit without bootstrapping.
+"""CKKS: the multiplicative depth of a network in levels, and which ring holds them without bootstrapping.
 
 Papers:  Cheon, Kim, Kim, Song. Homomorphic Encryption for Arithmetic of Approximate Numbers. ASIACRYPT 2017.
          Lee, Lee, Lee, Kim, Kim, No, Choi. Low-Complexity Deep Convolutional Neural Networks on Fully Homomorphic
-         Encryption Using Multiplexed Parallel Convolutions. ICML 2022: a ReLU is x (1 + sign x) / 2 with three
-         polynomials for the sign, of degrees 15, 15 and 27 (recalled).
+         Encryption Using Multiplexed Parallel Convolutions. ICML 2022: a ReLU is x (1 + sign x) / 2 with a composite
+         of minimax polynomials for the sign, of degrees 15, 15 and 27 (recalled).
 Numbers: bits of a modulus by ring degree, for 128 bits of security against classical attacks with a ternary secret:
-         Homomorphic Encryption Security Standard (HomomorphicEncryption.org, 2018), table 1.
-Ours:    all affine operations between two others are one matrix and one level, as the engine ``ckks`` computes them;
-         codes that keep convolutions apart take more. How many ReLUs a site keeps does not matter here: the one that
-         keeps none takes no polynomial.
+         Homomorphic Encryption Security Standard (HomomorphicEncryption.org, 2018), table 1. Rings of more than
+         32,768 are left out, as SEAL has none.
+Ours:    all affine operations between two others are one matrix and one level, and a square stands between two
+         matrices, as in the engine ``ckks``; codes that keep convolutions apart take more. How many ReLUs a site keeps
+         does not matter here: the one that keeps none takes no polynomial. Whether a network's values fit into the
+         slots of that ring is not asked.
 
 A ciphertext can be multiplied so often as its modulus has primes to lose. Each product takes a level; where they are
 used up, it must be bootstrapped, which takes longer than all the rest.
@@ -59,14 +61,17 @@ class Levels:
         return next((ring for ring, most in MOST_BITS.items() if bits <= most), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the levels, and ring degree and modulus in bits, ``None`` where no ring holds them."""
+        """Return ``levels``, ``relu_levels``, ``ring`` and ``modulus_bits``; the last two may be ``None``."""
         ring = self.ring
         bits = None if ring is None else modulus_bits(self.total)
         return {"levels": self.total, "relu_levels": self.relus, "ring": ring, "modulus_bits": bits}
 
 
 class _Depth(NamedTuple):
-    """Levels that lead to a value, as (all, those of ReLUs): as it is, and once a matrix is multiplied."""
+    """Levels that lead to a value, as (all, those of ReLUs): as it is, and once a matrix is multiplied.
+
+    Both are the same where a matrix stands before it already, or must come next: the two become one.
+    """
 
     plain: tuple[int, int]
     times_matrix: tuple[int, int]
@@ -78,10 +83,13 @@ def levels(program: Program) -> Levels:
     for op in program.ops:
         read = [depths[name] for name in op.inputs]
         depth = _Depth(max(one.plain for one in read), max(one.times_matrix for one in read))
-        products, relus = _products(op)
-        if products:
+        if isinstance(op, Activation) and not len(op.kept) and op.c2 is not None:
+            total, for_relus = depth.times_matrix
+            squared = (total + 2, for_relus)  # the product, and the matrix that takes c2
+            depths[op.output] = _Depth(squared, squared)
+        elif relus := _relu_levels(op):
             total, for_relus = depth.plain
-            depths[op.output] = _source((total + products, for_relus + relus))
+            depths[op.output] = _source((total + relus, for_relus + relus))
         elif _multiplies(op):
             depths[op.output] = _Depth(depth.times_matrix, depth.times_matrix)
         else:
@@ -93,16 +101,11 @@ def _source(taken: tuple[int, int]) -> _Depth:
     return _Depth(taken, (taken[0] + 1, taken[1]))
 
 
-def _products(op: Op) -> tuple[int, int]:
-    """Return the products of ciphertexts one after the other in ``op``, and how many of them are for ReLUs."""
+def _relu_levels(op: Op) -> int:
+    """Return the levels of the ReLUs and maxima in ``op``, one after the other; a maximum is a ReLU of a difference."""
     if isinstance(op, MaxPool):
-        relus = RELU_LEVELS * sum(math.ceil(math.log2(size)) for size in op.kernel)
-        return relus, relus
-    if isinstance(op, Activation):
-        if len(op.kept):
-            return RELU_LEVELS, RELU_LEVELS
-        return int(op.c2 is not None), 0
-    return 0, 0
+        return RELU_LEVELS * math.ceil(math.log2(math.prod(op.kernel)))
+    return RELU_LEVELS if isinstance(op, Activation) and len(op.kept) else 0
 
 
 def _multiplies(op: Op) -> bool:

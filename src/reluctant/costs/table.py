@@ -52,6 +52,8 @@ class CostTable(CostModel):
             prices, setup = ({unit: Cost(**price) for unit, price in found[key].items()} for key in ("prices", "setup"))
             memory = {unit: float(held) for unit, held in found["memory"].items()}
             processors, stock = int(found["machine"]["cpus"]), int(found["stock"])
+            if table is not None and (lacking := cls.open(engine).prices.keys() - prices.keys()):
+                raise KeyError(min(lacking))
             source = f"reluctant calibrate, {found['date']}, {processors} x {found['machine']['processor']}"
             return cls(found["engine"], prices, setup, memory, processors, stock, source)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

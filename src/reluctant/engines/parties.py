@@ -221,9 +221,10 @@ def _start(stack: ExitStack, folder: Path, order: Order, **given: Any) -> _Child
 
 
 def _stop(child: _Child) -> None:
-    """End a party and close its pipes, which its reader must have left by then."""
+    """End a party and close its pipes; not one from which its reader still reads, as it does while a grandchild writes."""
     _stop_reading(child)
-    for pipe in (child.process.stdin, child.process.stdout):
+    reading = child.reader is not None and child.reader.is_alive()
+    for pipe in (child.process.stdin, None if reading else child.process.stdout):
         if pipe is not None:
             pipe.close()
 
