@@ -88,6 +88,14 @@ def test_rotations_that_pack_a_product(dims, unpacked, rotations, lone):
     assert (found.unpacked, found.rotations, found.lone) == (unpacked, rotations, lone)
 
 
+def test_a_table_without_a_price_that_is_needed_is_refused(tmp_path):
+    """As one is that an earlier version wrote."""
+    prices = {unit: price for unit, price in TABLE["prices"].items() if unit != "lone rotation"}
+    (tmp_path / "old.json").write_text(json.dumps({**TABLE, "prices": prices}))
+    with pytest.raises(UsageError, match="old.json is no table of prices .KeyError.; write one: reluctant calibrate"):
+        CostTable.open("cheetah", tmp_path / "old.json")
+
+
 def test_long_comparisons_take_more_messages(model):
     stocks = Stocks(2, 1 << 60, [1 << 60] * 2)
     messages = [model.cost(stocks.compare(n)).messages for n in (32_768, 36_000, 65_540, 98_304, 100_000)]

@@ -221,7 +221,7 @@ def _start(stack: ExitStack, folder: Path, order: Order, **given: Any) -> _Child
 
 
 def _stop(child: _Child) -> None:
-    """End a party and close its pipes; not one from which its reader still reads, as it does while a grandchild writes."""
+    """End a party and close its pipes, but not one that its reader still waits at, for a grandchild."""
     _stop_reading(child)
     reading = child.reader is not None and child.reader.is_alive()
     for pipe in (child.process.stdin, None if reading else child.process.stdout):
