@@ -2,14 +2,17 @@
 
 import base64
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from reluctant.engines.party import Voice
 from reluctant.engines.session import Session, Talk, _read_share, _read_traffic, suitable_batch
 from reluctant.engines.settings import CLIENT, SERVER, Settings
 from reluctant.engines.spu import Traffic
+from reluctant.engines.watching import ALONE
 from reluctant.errors import EngineError, UsageError
 
 
@@ -42,6 +45,26 @@ def test_what_is_not_as_agreed_is_refused(message):
 def test_refusal_of_the_other_party_is_passed_on():
     with pytest.raises(EngineError, match="the server refused: no such thing"):
         talk(json.dumps({"refusal": "no such thing"}).encode()).receive(SERVER, images=int)
+
+
+def test_who_refuses_says_why_at_home_first():
+    """The others leave as soon as they hear it, and then sending may hang."""
+    link = FakeLink()
+    heard = []
+    Talk(link, CLIENT, leave=lambda error: heard.append((str(error), list(link.sent)))).refuse(UsageError("too large"))
+    assert heard == [("too large", [])]
+    assert link.sent == ['{"refusal": "too large"}']
+
+
+def test_a_party_that_left_did_not_lose_the_others(capsys, monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    voice = Voice()
+    voice.leave(UsageError("too large"))
+    voice.end(EngineError("the server broke off"), ALONE)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert json.loads(said) == {"event": "error", "kind": "UsageError", "message": "too large"}
+    assert codes == [2]
 
 
 def test_what_is_said_is_counted():

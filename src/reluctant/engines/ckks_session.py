@@ -22,7 +22,7 @@ from reluctant.engines.meeting import open_link
 from reluctant.engines.memory import peak_memory
 from reluctant.engines.packing import Parameters, layers, parameters_of
 from reluctant.engines.party import Order, Voice, read_images, read_program
-from reluctant.engines.session import Report, Talk
+from reluctant.engines.session import Talk
 from reluctant.engines.settings import CLIENT, SERVER
 from reluctant.engines.spu import Traffic, batches
 from reluctant.errors import EngineError, ReluctantError, UsageError
@@ -104,20 +104,20 @@ def take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
     begun = time.perf_counter()
     link = Link(open_link(order.role, order.listen, order.peers, order.link_seconds))
     if order.role == "server":
-        return _serve(link, read_program(folder), folder, voice.progress, begun)
-    return _query(link, read_images(folder), order.batch, folder, voice.progress, begun)
+        return _serve(link, read_program(folder), folder, voice, begun)
+    return _query(link, read_images(folder), order.batch, folder, voice, begun)
 
 
-def _serve(link: Link, program: Program, folder: Path, report: Report, begun: float) -> EngineRun:
+def _serve(link: Link, program: Program, folder: Path, voice: Voice, begun: float) -> EngineRun:
     """Be the server: give the network's answers under encryption, learn nothing. Returns the cost; no outputs."""
-    talk, found = Talk(link, SERVER), layers(program)
+    talk, found = Talk(link, SERVER, leave=voice.leave), layers(program)
     parameters = parameters_of(found)
     shapes = [program.shapes[name] for name in program.outputs]
     chosen = {"ring": parameters.ring, "levels": parameters.levels, "width": parameters.width}
     talk.send({"ckks": chosen, "input_shape": program.input_shape, "outputs": shapes})
     wish = talk.receive(CLIENT, images=int, batch=int)
     images, batch = wish["images"], wish["batch"]
-    report("set up", 0, 1)
+    voice.progress("set up", 0, 1)
     try:
         if not (1 <= images <= _MOST_IMAGES and 1 <= batch <= parameters.images):
             raise EngineError(
@@ -131,25 +131,25 @@ def _serve(link: Link, program: Program, folder: Path, report: Report, begun: fl
     setup, setup_seconds = link.traffic, time.perf_counter() - begun
     begun = time.perf_counter()
     for part in batches(images, batch):
-        report("run", part.start, images)
+        voice.progress("run", part.start, images)
         for layer, made in evaluator.run(found, _receive(link, folder / "ciphertext")):
             if layer.shift is None:
                 save(made, folder / "answer")
                 link.send(CLIENT, (folder / "answer").read_bytes())
-    report("run", images, images)
+    voice.progress("run", images, images)
     by_site = tuple(SiteCost(site.name, 0, 0, 0, 0, 0, evaluator.seconds.get(site.name, 0.0)) for site in program.sites)
     nothing = [np.zeros((0, *shape), np.float32) for shape in shapes]
     return _result(link, talk, nothing, (images, batch), (setup, setup_seconds), begun, by_site)
 
 
-def _query(link: Link, images: Images, batch: int | None, folder: Path, report: Report, begun: float) -> EngineRun:
+def _query(link: Link, images: Images, batch: int | None, folder: Path, voice: Voice, begun: float) -> EngineRun:
     """Be the client: give encrypted images, learn the outputs.
 
     Raises:
         ShapeError: the server's network takes other images.
         UsageError: a batch that does not fit, or parameters that are not secure.
     """
-    talk = Talk(link, CLIENT)
+    talk = Talk(link, CLIENT, leave=voice.leave)
     try:
         parameters, shape, outputs = _read_offer(talk.receive(SERVER, ckks=dict, input_shape=list, outputs=list))
         images = check_images(shape, images, 1 if batch is None else batch)
@@ -159,7 +159,7 @@ def _query(link: Link, images: Images, batch: int | None, folder: Path, report: 
         talk.refuse(error)
         raise
     talk.send({"images": len(images), "batch": batch})
-    report("set up", 0, len(images))
+    voice.progress("set up", 0, len(images))
     holder = KeyHolder(scheme)
     keys = [folder / "relin", folder / "galois"]
     holder.save_evaluation_keys(*keys)
@@ -169,13 +169,13 @@ def _query(link: Link, images: Images, batch: int | None, folder: Path, report: 
     setup, setup_seconds = link.traffic, time.perf_counter() - begun
     begun, found = time.perf_counter(), []
     for part in batches(len(images), batch):
-        report("run", part.start, len(images))
+        voice.progress("run", part.start, len(images))
         holder.encrypt(images[part], folder / "ciphertext")
         link.send(SERVER, (folder / "ciphertext").read_bytes())
         count = part.stop - part.start
         answers = [holder.decrypt(_receive(link, folder / "answer"), math.prod(output), count) for output in outputs]
         found.append([answer.reshape(count, *output) for answer, output in zip(answers, outputs, strict=True)])
-    report("run", len(images), len(images))
+    voice.progress("run", len(images), len(images))
     whole = [np.concatenate(values) for values in zip(*found, strict=True)]
     return _result(link, talk, whole, (len(images), batch), (setup, setup_seconds), begun, ())
 

@@ -143,10 +143,15 @@ class Voice:
     """Speaks to whoever started this party; of two last words only the first is said."""
 
     def __init__(self) -> None:
-        self._lock, self._ended = threading.Lock(), False
+        self._lock, self._ended, self._left = threading.Lock(), False, False
 
     def progress(self, stage: str, done: int, total: int) -> None:
         self._say({"event": "progress", "stage": stage, "done": done, "total": total})
+
+    def leave(self, error: Exception) -> None:
+        """Say why this party is about to end, whatever comes of it."""
+        self.end(error)
+        self._left = True
 
     def end(self, error: Exception | None, code: int | None = None) -> None:
         """Say how it ended, and leave at once with ``code`` if one is given."""
@@ -158,7 +163,7 @@ class Voice:
                 )
             self._ended = True
             if code is not None:
-                os._exit(code)
+                os._exit(2 if self._left else code)
 
     def _say(self, event: Mapping[str, Any]) -> None:
         sys.stdout.write(json.dumps(event) + "\n")

@@ -38,6 +38,7 @@ _LARGEST_BATCH, _LARGEST_VALUE = 16, 1 << 18
 
 #: ``report(stage, done, total)``
 Report = Callable[[str, int, int], None]
+Leave = Callable[[Exception], None]
 
 
 def take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
@@ -48,7 +49,7 @@ def take_part(folder: Path, order: Order, voice: Voice) -> EngineRun:
     deadline = Deadline(order.link_seconds, lambda: voice.end(late, ALONE))
     link = _connect(order, order.settings)
     deadline.stop()
-    session = Session(rank, link, log, order.settings, voice.progress)
+    session = Session(rank, link, log, order.settings, voice.progress, voice.leave)
     if rank == SERVER:
         return session.serve(read_program(folder))
     return session.query(read_images(folder), order.batch) if rank == CLIENT else session.assist()
@@ -80,10 +81,11 @@ class Talk:
         link: SPU's link.
         rank: of this party.
         parties: how many there are.
+        leave: told why this party gives up, before the others are.
     """
 
-    def __init__(self, link: Any, rank: int, parties: int = 2) -> None:
-        self._link, self.others = link, [other for other in range(parties) if other != rank]
+    def __init__(self, link: Any, rank: int, parties: int = 2, leave: Leave | None = None) -> None:
+        self._link, self.others, self._leave = link, [other for other in range(parties) if other != rank], leave
         self.traffic = Traffic()
 
     def send(self, message: Mapping[str, Any], *to: int) -> None:
@@ -115,7 +117,12 @@ class Talk:
         return dict(message or {})
 
     def refuse(self, error: Exception) -> None:
-        """Tell the others that this party gives up, and why."""
+        """Tell the others that this party gives up, and why.
+
+        They leave as soon as they hear it, so sending may never end.
+        """
+        if self._leave is not None:
+            self._leave(error)
         self.send({"refusal": str(error)})
 
     def take(self) -> Traffic:
@@ -126,13 +133,14 @@ class Talk:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """One party's side of one run. ``report`` is told how far it is."""
+    """One party's side of one run. ``report`` is told how far it is, ``leave`` why it gives up."""
 
     rank: int
     link: Any
     log: Log | None
     settings: Settings
     report: Report
+    leave: Leave | None = None
 
     def serve(self, program: Program) -> EngineRun:
         """Be the server: give the network, learn nothing. Returns the cost; no outputs."""
@@ -172,7 +180,7 @@ class Session:
         return self._run(talk, begun, program, None, images, len(images), batch)
 
     def _talk(self) -> Talk:
-        return Talk(self.link, self.rank, len(self.settings.roles))
+        return Talk(self.link, self.rank, len(self.settings.roles), self.leave)
 
     def _take_program(self, talk: Talk) -> Program:
         """Return the server's program; refuse one that is not valid."""
