@@ -25,7 +25,7 @@ from reluctant.models import ModelSpec
 from reluctant.program.lower import lower
 from reluctant.provenance import environment
 from reluctant.sites import find_sites
-from reluctant.surrogates import Identity
+from reluctant.surrogates import SURROGATES
 from reluctant.task import stream
 
 CLASSES = 10
@@ -38,6 +38,7 @@ class Case:
     Args:
         share: of the ReLUs that a random mask keeps at each site.
         emptied: of the last sites, that keep none.
+        surrogate: what stands in for a dropped ReLU.
         without: rewrites that are left out.
         images: sent one after the other.
     """
@@ -47,6 +48,7 @@ class Case:
     shape: tuple[int, int, int]
     share: float
     emptied: int = 0
+    surrogate: str = "identity"
     without: tuple[str, ...] = ()
     network: str = "loopback"
     images: int = 1
@@ -59,7 +61,7 @@ class Case:
         keep = {name: torch.rand(site.shape, generator=generator) < self.share for name, site in sites.items()}
         for name in list(sites)[len(sites) - self.emptied :]:
             keep[name] = torch.zeros_like(keep[name])
-        return attach(dense, sites, Identity()).eval().set_mask(Mask(keep))
+        return attach(dense, sites, SURROGATES[self.surrogate]()).eval().set_mask(Mask(keep))
 
 
 DIGITS, CIFAR = (1, 8, 8), (3, 32, 32)
@@ -82,8 +84,11 @@ def saving_cases() -> Iterator[Case]:
     yield whole
     yield Case("5 % at every site", "resnet18", CIFAR, 0.05)
     empty = "5 %, none at the last two sites"
-    yield Case(f"{empty}, program not collapsed", "resnet18", CIFAR, 0.05, 2, ("collapse",))
+    yield Case(f"{empty}, program not collapsed", "resnet18", CIFAR, 0.05, 2, without=("collapse",))
     yield Case(empty, "resnet18", CIFAR, 0.05, 2)
+    parabolas = "5 % at every site, parabolas"
+    yield Case(f"{parabolas}, factors not carried", "resnet18", CIFAR, 0.05, 0, "quadratic", ("carry",))
+    yield Case(parabolas, "resnet18", CIFAR, 0.05, 0, "quadratic")
     yield Case("no ReLU", "resnet18", CIFAR, 0.0, images=20)
 
 

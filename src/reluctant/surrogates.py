@@ -177,7 +177,10 @@ class Affine(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(Surrogate):
-    """scale c2 z^2 + c1 z + c0, trained a channel. Costs a square and two private products an element.
+    """scale c2 z^2 + c1 z + c0, trained a channel.
+
+    Costs a product of two shares an element and one with a private number, unless that one can be carried into the
+    weights beside it (:mod:`reluctant.program.carrying`).
 
     Args:
         scale: fixed factor of the square (AutoReP's released scripts: 0.1 on CIFAR, 0.2 small CIFAR-10, 2 on

@@ -163,11 +163,17 @@ def test_more_relus_never_cost_less_where_dropping_is_free(model, surrogate):
 
 
 def test_slopes_cost_more_than_the_relus_they_replace_and_squares_more_than_slopes(model):
-    relus, slopes, squares = (
-        model.predict(lower(masked_small(kept, surrogate))).bytes
-        for kept, surrogate in (((1.0, 1.0), None), ((0.1, 0.1), Affine()), ((0.1, 0.1), Quadratic()))
+    relus, slopes, squares, rid_of_factors = (
+        model.predict(lower(masked_small(kept, surrogate), without)).bytes
+        for kept, surrogate, without in (
+            ((1.0, 1.0), None, ()),
+            ((0.1, 0.1), Affine(), ()),
+            ((0.1, 0.1), Quadratic(), ("carry",)),
+            ((0.1, 0.1), Quadratic(), ()),
+        )
     )
     assert relus < slopes < squares
+    assert rid_of_factors < slopes
 
 
 def test_what_a_party_computes_with_its_own_numbers_is_free(model):

@@ -54,7 +54,7 @@ def activation(op, x, get):
     z = flat[:, op.rest]
     c0, c1, c2 = (get(name) for name in (op.c0, op.c1, op.c2))
     rest = (z if op.unit_slope else 0 * z) if c1 is None else c1 * z
-    rest = rest + (0 if c0 is None else c0) + (0 if c2 is None else c2 * z**2)
+    rest = rest + (0 if c0 is None else c0) + (float(op.unit_square) if c2 is None else c2) * z**2
     kept = flat[:, op.kept].relu()
     if op.factors is not None:
         channels = torch.tensor(op.factors).repeat_interleave(flat.shape[1] // x.shape[1])

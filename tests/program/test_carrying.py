@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from interpret import interpret
@@ -15,10 +16,10 @@ from reluctant.mask import Mask
 from reluctant.models.resnet import resnet8, resnet18, resnet20
 from reluctant.models.vgg import vgg16_bn
 from reluctant.models.wrn import wrn
-from reluctant.program.carrying import LARGEST
+from reluctant.program.carrying import LARGEST, SMALLEST
 from reluctant.program.lower import lower
 from reluctant.program.operations import LARGEST_FACTOR, Activation, Scale
-from reluctant.surrogates import LARGEST_DIVISOR, Identity, Reciprocal
+from reluctant.surrogates import LARGEST_DIVISOR, Hermite, Identity, Quadratic, Reciprocal
 
 CIFAR = (3, 32, 32)
 
@@ -167,3 +168,82 @@ def test_public_numbers_depend_on_no_weight():
 
 def test_largest_slopes_fit_into_an_operation():
     assert LARGEST_DIVISOR == LARGEST_FACTOR == LARGEST**2
+
+
+def rid(program):
+    """Return the sites whose squares have no factor any more, and those whose squares have one."""
+    ops = [op for op in program.ops if isinstance(op, Activation) and op.squares]
+    return [op.site for op in ops if op.unit_square], [op.site for op in ops if not op.unit_square]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize("name", SMALL)
+def test_parabolas_with_a_factor_less(name, share):
+    model = masked(SMALL[name](), share, Quadratic())
+    program, plain = check_same(model, torch.randn(3, 3, 8, 8)), lower(model.float(), ["carry"])
+    assert rid(plain)[0] == []
+    outputs_fix_all = name == "TwoOutputs"  # the client learns what the activation makes
+    assert bool(rid(program)[0]) == (share < 1 and not outputs_fix_all)
+    squared = {op.site: len(op.rest) for op in program.ops if isinstance(op, Activation)}
+    saved = sum(squared[site] for site in rid(program)[0])
+    assert sum(program.macs().values()) == sum(plain.macs().values()) - saved
+
+
+def test_one_site_of_a_stage_and_all_in_blocks():
+    """The stem and the ends of the first stage's blocks share one stream; only one of them can be rid of its factor."""
+    program = lower(masked(resnet20(10, 3), 0.1, Quadratic(), CIFAR))
+    found, left = rid(program)
+    assert {f"layer{i}.{k}.relu1" for i in (1, 2, 3) for k in range(3)} < set(found)
+    assert len([site for site in found if not site.endswith("relu1")]) == 3
+    assert len(found) + len(left) == 19
+
+
+@pytest.mark.parametrize("c2", [-0.1, 0.0, 1e-6, 1e4])
+def test_a_channel_that_cannot_be_carried_keeps_its_site_as_it_is(c2):
+    model = masked(resnet8(5, 3), 0.3, Quadratic())
+    sites = list(model.sites)
+    assert sites[1] in rid(lower(model))[0]
+    model.masked()[1].c2.data[3] = c2
+    program = check_same(model, torch.randn(2, 3, 8, 8))
+    assert sites[1] in rid(program)[1]
+
+
+def test_a_channel_that_keeps_all_has_no_square_to_ask_for():
+    model = masked(resnet8(5, 3), 0.3, Quadratic())
+    keep = {site: kept.clone() for site, kept in model.mask.items()}
+    name = list(model.sites)[1]
+    keep[name][3] = True
+    model.set_mask(Mask(keep))
+    model.masked()[1].c2.data[3] = -1
+    assert name in rid(check_same(model, torch.randn(2, 3, 8, 8)))[0]
+
+
+def test_what_is_told_of_a_parabola():
+    """One power of two a site, however its coefficients differ from channel to channel."""
+    model = masked(resnet8(5, 3), 0.3, Quadratic())
+    for activation in model.masked():
+        activation.c2.data.copy_(torch.linspace(0.02, 0.9, len(activation.c2)).reshape(-1, 1, 1))
+        activation.c1.data.copy_(torch.linspace(-1, 1, len(activation.c1)).reshape(-1, 1, 1))
+    program = check_same(model, torch.randn(2, 3, 8, 8))
+    assert len(rid(program)[0]) == 6
+    for op in program.ops:
+        if isinstance(op, Activation) and op.unit_square:
+            kept = op.keep.reshape(len(op.factors), -1).any(1)
+            assert op.factors == tuple(np.where(kept, 8, 1))  # 8 * 0.1 * 0.02 is the first that is not under 1 / 64
+
+
+def test_scales_of_parabolas_are_bounded():
+    model = masked(resnet20(10, 3), 0.1, Quadratic(), CIFAR)
+    for activation in model.masked():
+        activation.c2.data.uniform_(0.05, 20)
+    before, after = lower(model, ["carry"]).arrays, lower(model).arrays
+    shared = [name for name in after if name in before and name.endswith("bias")]
+    assert shared
+    for name in shared:
+        ratio = abs(after[name]) / abs(before[name]).clip(1e-12)
+        assert ((ratio > SMALLEST * 0.99) & (ratio < LARGEST * 1.01))[abs(before[name]) > 1e-6].all()
+
+
+def test_hermite_squares_are_rid_of_their_factors():
+    model = masked(resnet8(5, 3), 0.0, Hermite())
+    assert rid(check_same(model, torch.randn(2, 3, 8, 8)))[0]

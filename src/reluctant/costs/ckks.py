@@ -83,10 +83,12 @@ def levels(program: Program) -> Levels:
     for op in program.ops:
         read = [depths[name] for name in op.inputs]
         depth = _Depth(max(one.plain for one in read), max(one.times_matrix for one in read))
-        if isinstance(op, Activation) and not len(op.kept) and op.c2 is not None:
+        if isinstance(op, Activation) and not len(op.kept) and op.squares:
             total, for_relus = depth.times_matrix
-            squared = (total + 2, for_relus)  # the product, and the matrix that takes c2
-            depths[op.output] = _Depth(squared, squared)
+            squared = _source((total + 1, for_relus))
+            if op.c2 is not None:  # in the matrix that follows
+                squared = _Depth(squared.times_matrix, squared.times_matrix)
+            depths[op.output] = squared
         elif relus := _relu_levels(op):
             total, for_relus = depth.plain
             depths[op.output] = _source((total + relus, for_relus + relus))

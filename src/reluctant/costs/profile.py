@@ -144,9 +144,9 @@ class Profile(CostModel):
         if len(op.kept) and holder == "shared":
             yield Step(op, "comparison", self.relus(len(op.kept)))
         dropped = len(op.rest)
-        if dropped and holder != "server" and (op.c1 or op.c2):
-            slope = self.linear(slopes(dropped))
-            yield Step(op, "surrogate", slope if op.c2 is None else _sum((slope, self.squares(dropped))))
+        if dropped and holder != "server" and (op.scales or op.squares):
+            parts = [self.linear(slopes(dropped))] if op.scales else []
+            yield Step(op, "surrogate", _sum([*parts, self.squares(dropped)] if op.squares else parts))
 
 
 def _times(cost: Cost, images: int) -> Cost:

@@ -25,7 +25,7 @@ def stocks_of(program: Program, batch: int, processors: int, stock: int) -> Stoc
         stock * TRANSFERS_A_COMPARISON,
         longest=batch * max(math.prod(shape) for shape in program.shapes.values()),
         largest=batch * _most_comparisons(program),
-        squares=any(op.c2 is not None for op in program.activations()),
+        squares=any(op.squares for op in program.activations()),
     )
 
 
@@ -45,9 +45,9 @@ def set_up_work(program: Program, batch: int, processors: int, stock: int) -> tu
         parts.append("comparison")
         done += stocks.compare(max(compared, TRIED_COMPARISONS))
     activations = list(program.activations())
-    if any(isinstance(op, Scale) and op.scale for op in program.ops) or any(op.c1 or op.c2 for op in activations):
+    if any(isinstance(op, Scale) and op.scale for op in program.ops) or any(op.scales for op in activations):
         parts.append("slope")
-    if any(op.c2 for op in activations):
+    if any(op.squares for op in activations):
         parts.append("square")
     return parts + ["operation"] * len(program.ops), done
 
@@ -84,7 +84,7 @@ def holders(program: Program) -> dict[str, Holder]:
 
 def _holder(op: Op, reads: Iterable[Holder]) -> Holder:
     """Return who holds what ``op`` makes from values of the holders ``reads`` and from arrays of the server."""
-    constant = isinstance(op, Activation) and not (len(op.kept) or op.unit_slope or op.c1 or op.c2)
+    constant = isinstance(op, Activation) and not (len(op.kept) or op.unit_slope or op.c1 or op.squares)
     found: set[Holder] = set() if constant else set(reads)
     if op.arrays() or not found:
         found.add("server")
@@ -138,13 +138,11 @@ def activation_work(op: Activation, holder: Holder, batch: int, stocks: Stocks) 
     if not size and op.factors is None:
         return
     done = Work({"gathered element": batch * len(op.keep)})
-    if op.c1 is None and op.c2 is None:
-        yield op, "surrogate", done
-        return
-    done += _times(size, holder, "server", stocks)
-    if op.c2 is not None:  # by Horner, as the executable has it
-        slope: Holder = "server" if holder == "server" else "shared"
-        done += _times(size, slope, holder, stocks)
+    if op.scales:
+        done += _times(size, holder, "server", stocks)
+    if op.squares:  # by Horner, as the executable has it
+        alone = holder == "server" or (op.c1 is None and op.c2 is None)
+        done += _times(size, holder if alone else "shared", holder, stocks)
     yield op, "surrogate", done
 
 

@@ -88,13 +88,15 @@ def polynomial(z: Callable[[], Any], batch: int, size: int, c0: Any, c1: Any, c2
     """Return ``c0 + c1 z + c2 z^2`` as ``[B, size]``; ``z`` is only made if it is needed.
 
     By Horner: under CHEETAH a square costs as much as any product of two shares (314 bytes an element), so
-    ``(c2 z + c1) z`` saves one of three products.
+    ``(c2 z + c1) z`` saves one of three products. A c2 of 1 saves another.
     """
     import jax.numpy as jnp
 
-    if c2 is not None:
+    if op.squares:
         rest = z()
-        slope = rest * c2 + (c1 if c1 is not None else float(op.unit_slope))
+        slope = rest if c2 is None else rest * c2
+        if c1 is not None or op.unit_slope:
+            slope = slope + (1.0 if c1 is None else c1)
         value = slope * rest
     elif c1 is not None:
         value = z() * c1

@@ -179,7 +179,7 @@ def _activation(op: Activation, terms: Any, offset: Vector, arrays: Mapping[str,
     size = len(op.keep)
     c0, c1, c2 = (None if name is None else arrays[name] for name in (op.c0, op.c1, op.c2))
     slope = np.full(size, 1.0 if op.unit_slope else 0.0) if c1 is None else c1
-    assert c2 is not None
+    c2 = np.full(size, float(op.unit_square)) if c2 is None else c2
     inside = np.abs(slope) <= _LARGEST_SHIFT * np.abs(c2)
     shift = np.divide(slope, c2, out=np.zeros(size), where=inside & (c2 != 0))
     layer = Layer(op.output, op.site, terms, offset, shift)

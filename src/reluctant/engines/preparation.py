@@ -65,9 +65,9 @@ def _parts(compiled: Sequence[Compiled]) -> dict[str, list[tuple[Callable[[Any, 
     }
     if compared:
         work["comparison"] = [(_relu, max(compared, _FIRST_STOCK))]
-    if any((*scales, *(op.c1 or op.c2 for op in activations))):
+    if any((*scales, *(op.scales for op in activations))):
         work["slope"] = [(lambda x, w: (x + w) * w, _SMALL)]
-    if any(op.c2 for op in activations):
+    if any(op.squares for op in activations):
         work["square"] = [(lambda x, w: (x + w) * (x + w), _SMALL)]
     return work
 

@@ -128,7 +128,7 @@ def _order_of_kept(op: Activation) -> Index:
 def _replaced(op: Activation, z: Any, relus: Any | None, values: Values, inner: Index) -> Any:
     """Return the flattened output of ``op``: the kept elements from ``relus``, the others made from ``z``."""
     c0, c1, c2 = (None if name is None else values[name] for name in (op.c0, op.c1, op.c2))
-    if c1 is None and c2 is None and op.unit_slope:  # z + c0: made in place, so that only one gather is needed
+    if _shifts(op):  # z + c0: made in place, so that only one gather is needed
         flat = layers.flatten(z)
         others, where = flat if c0 is None else flat + c0, inner[op.rest]
     else:
@@ -140,6 +140,11 @@ def _replaced(op: Activation, z: Any, relus: Any | None, values: Values, inner: 
     return layers.put_together(relus, others, order)
 
 
+def _shifts(op: Activation) -> bool:
+    """Return whether a dropped element becomes ``z + c0``."""
+    return op.unit_slope and op.c1 is None and not op.squares
+
+
 def inner_arrays(program: Program) -> Mapping[str, Callable[[Array], Array]]:
     """Return, for each array of ``program`` that lies otherwise in the executables, what brings it there."""
     moves: dict[str, Callable[[Array], Array]] = {}
@@ -148,7 +153,7 @@ def inner_arrays(program: Program) -> Mapping[str, Callable[[Array], Array]]:
             moves[op.weight] = layers.kernel_layout(op)
         elif isinstance(op, Activation):
             inner = inner_index(program.shapes[op.output])
-            if op.c0 is not None and op.c1 is None and op.c2 is None and op.unit_slope:
+            if op.c0 is not None and _shifts(op):
                 moves[op.c0] = _spread(inner[op.rest], len(op.keep))
         else:
             for name in op.arrays():

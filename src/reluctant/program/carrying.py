@@ -1,4 +1,4 @@
-"""Let public scales vanish: what they scale is carried, so many times as large, to where a product is anyway.
+"""Let scales vanish: what they scale is carried, so many times as large, to where a product is anyway.
 
 A site whose surrogate is ``z / n + b`` is lowered to ``w = n relu(z)`` or ``w = z + n b``, both free on shares, and a
 public scale of ``1 / n``. That scale need not be computed: the program may hold ``s v`` in the place of any value
@@ -7,12 +7,20 @@ public scale of ``1 / n``. That scale need not be computed: the program may hold
     Conv2d, Linear, private Scale    any s before and after: weights become W s_after / s_before, biases b s_after
     Add, Activation, pools, ...      the same s before and after; c0 becomes s c0, and c2 becomes c2 / s
     public Scale of f                vanishes if s_before = f s_after
+    private factor of a square       vanishes if s_before = n c2 and s_after = n^2 c2 for a public whole number n
     input, outputs                   s = 1
+
+The last but one is for parabolas ``c2 z^2 + c1 z + c0`` a channel with a positive c2. Held as ``x = n c2 z``, n^2 c2
+times the parabola is ``(x + n c1) x + n^2 c2 c0``, and n^2 c2 times a kept ReLU is ``n relu(x)``: of two products, each
+truncated, one is left, that of two shares. The n is one a site, the least power of two that leaves no s too small; the
+weights after the site lose log2 n bits. Here s is private, but it only goes into private weights: told are n, and which
+sites are rid of their factor.
 
 So channels fall into groups within which each s is a known multiple of the others: a stage of a residual network is one
 group, in which the n multiply from site to site. A public scale that contradicts its group (two sums of the same
-streams, say) stays, which costs a truncation an element. All s are made of public numbers only, and so are the scales
-that stay.
+streams, say) stays, which costs a truncation an element. Then all s are made of public numbers only, and so are the
+scales that stay: a program with public scales keeps the factors of its squares. Of the sites in one stage's residual
+stream one alone can be rid of its factor: the largest, or the first of them.
 
 How large s may get is bounded, by :data:`LARGEST`. Values are numbers of 64 bits, 18 of them behind the binary point;
 a product has 36 before it is truncated, which leaves 27 bits for a layer's outputs: s may take five. Weights lose more:
@@ -24,6 +32,7 @@ holds exactly.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +52,13 @@ from reluctant.program.operations import (
     Slice,
 )
 
-#: No value is held more than so many times as large, or as small, as it is: the product of the n carried at once is at
-#: most the square of it.
+#: No value is held more than so many times as large as it is, and the product of the n carried at once is at most the
+#: square of it.
 LARGEST = 32
+
+#: No value is held less than so many times as large as it is. Between this and twice as much the scores of two networks
+#: with parabolas were nearest to those in floating point: a smaller s costs the values bits, a larger n the weights.
+SMALLEST = 1 / 64
 
 #: So many bits a public scale may take at once: two fewer than there are behind the binary point.
 _MOST_BITS = 16
@@ -56,11 +69,13 @@ Nodes = NDArray[np.int64]
 
 
 def carry(draft: Draft) -> None:
-    """Rewrite ``draft``, which is folded, so that as few public scales a channel are left in it as possible."""
-    if not any(isinstance(op, Scale) and op.factors is not None for op in draft.ops):
+    """Rewrite ``draft``, which is folded, so that as few scales a channel are left in it as possible."""
+    public = any(isinstance(op, Scale) and op.factors is not None for op in draft.ops)
+    squares = {} if public else _squares(draft)
+    if not public and not squares:
         return
     shapes = draft.shapes()
-    scales = _solve(draft, shapes)
+    scales = _solve(draft, shapes, squares)
     for op in list(draft.ops):
         _rewrite(draft, op, shapes[op.output], [scales[name] for name in op.inputs], scales[op.output])
 
@@ -71,6 +86,13 @@ class _Groups:
     def __init__(self) -> None:
         self.parent, self.ratio = [_ONE], [1.0]
         self.low, self.high = [1.0], [1.0]  # of the ratios in the group, at its root
+
+    def copy(self) -> "_Groups":
+        """Return groups of their own that are the same so far."""
+        other = _Groups()
+        other.parent, other.ratio = self.parent.copy(), self.ratio.copy()
+        other.low, other.high = self.low.copy(), self.high.copy()
+        return other
 
     def add(self, count: int) -> Nodes:
         """Return so many new nodes, each a group of its own."""
@@ -103,8 +125,9 @@ class _Groups:
         first, second, factor, low, high = self._joined(one, other, ratio)
         if first == second:
             return math.isclose(factor, 1)
-        most = max(high, 1 / low) if second == _ONE else math.sqrt(high / low)
-        return most <= LARGEST * (1 + 1e-9)
+        if second == _ONE:
+            return high <= LARGEST * (1 + 1e-9) and low >= SMALLEST * (1 - 1e-9)
+        return math.sqrt(high / low) <= LARGEST * (1 + 1e-9)
 
     def _joined(self, one: int, other: int, ratio: float) -> tuple[int, int, float, float, float]:
         """Return the root to hang up, the root to hang it to, their ratio, and the bounds of the ratios then."""
@@ -121,19 +144,87 @@ class _Groups:
         return self.ratio[node] * (1.0 if root == _ONE else 1 / math.sqrt(self.low[root] * self.high[root]))
 
 
-def _solve(draft: Draft, shapes: Mapping[str, Shape]) -> dict[str, Numbers]:
+class _Square(NamedTuple):
+    """A parabola whose factor c2 may vanish: elements of its site, c2 a channel (0 if none is dropped), and its n."""
+
+    elements: int
+    c2: Numbers
+    times: int
+
+
+def _squares(draft: Draft) -> dict[str, _Square]:
+    """Return the parabolas of ``draft`` that have one positive c2 a channel, by the value they make, large sites first.
+
+    Which of them compete for a stream, and which comes first there, does not depend on the mask as long as each drops
+    something in every channel: a price can be put on each.
+    """
+    found = {}
+    for op in draft.ops:
+        if isinstance(op, Activation) and op.c2 is not None:
+            channels = draft.shapes()[op.output][0]
+            c2 = np.zeros(len(op.keep))
+            c2[op.rest] = draft.arrays[op.c2]
+            c2, dropped = c2.reshape(channels, -1), ~op.keep.reshape(channels, -1)
+            lowest, highest = np.where(dropped, c2, np.inf).min(1), c2.max(1)
+            if (np.where(dropped, c2, 1) > 0).all() and (lowest >= highest * (1 - 1e-9)).all():
+                n = 1
+                while n < LARGEST and n * highest[highest > 0].min() < SMALLEST:
+                    n *= 2
+                found[op.output] = _Square(len(op.keep), highest, n)
+    return dict(sorted(found.items(), key=lambda item: -item[1].elements))
+
+
+def _solve(draft: Draft, shapes: Mapping[str, Shape], squares: Mapping[str, _Square]) -> dict[str, Numbers]:
     """Return the scale of each channel of each value."""
     groups = _Groups()
     nodes = {INPUT: np.full(shapes[INPUT][0], _ONE)}
+    parabolas = []
     for op in draft.ops:
         nodes[op.output] = _nodes(groups, op, [nodes[name] for name in op.inputs], shapes)
+        if op.output in squares:
+            nodes[op.output] = groups.add(shapes[op.output][0])
+            parabolas.append((op.output, nodes[op.output].tolist(), nodes[op.inputs[0]].tolist()))
     for name in draft.outputs:
         _tie(groups, nodes[name], np.full(len(nodes[name]), _ONE))
+    groups = _rid_of_factors(groups, squares, parabolas)
     for op in draft.ops:  # only now: everything above must hold, and does, being all ratios of 1
         if isinstance(op, Scale) and op.scale is None and op.factors is not None:
             ends = (nodes[name].tolist() for name in (op.output, op.inputs[0]))
             _vanish(groups, [(*tie, 1 / factor) for *tie, factor in zip(*ends, op.factors, strict=True)])
     return {name: np.array([groups.scale(node) for node in found.tolist()]) for name, found in nodes.items()}
+
+
+def _rid_of_factors(
+    groups: _Groups, squares: Mapping[str, _Square], parabolas: Sequence[tuple[str, list[int], list[int]]]
+) -> _Groups:
+    """Return ``groups`` with the nodes after and before each parabola tied; its factor vanishes wherever it may.
+
+    Args:
+        parabolas: the value that each makes, and its nodes after and before.
+    """
+    chosen: set[str] = set()
+
+    def tied() -> _Groups | None:
+        trial = groups.copy()
+        for name, after, before in parabolas:
+            n, c2 = (squares[name].times, squares[name].c2.tolist()) if name in chosen else (1, [0.0] * len(after))
+            fixed = [(two, _ONE, n * factor) for two, factor in zip(before, c2, strict=True) if factor]
+            across = [(one, two, float(n)) for one, two in zip(after, before, strict=True)]
+            for tie in dict.fromkeys((*fixed, *across)):
+                if not trial.fits(*tie):
+                    return None
+                trial.tie(*tie)
+        return trial
+
+    best = tied()
+    assert best is not None  # all ratios are 1
+    for name in squares:
+        chosen.add(name)
+        trial = tied()
+        if trial is None:
+            chosen.remove(name)
+        best = trial or best
+    return best
 
 
 def _tie(groups: _Groups, some: Nodes, others: Nodes) -> None:
@@ -195,8 +286,26 @@ def _rewrite(draft: Draft, op: Op, shape: Shape, before: list[Numbers], after: N
         if rest.factors is None and not rest.arrays() and rest.factor == 1:
             draft.drop(rest)
     elif isinstance(op, Activation):
-        dropped = np.broadcast_to(aligned(shape, after), shape).reshape(-1)[op.rest]
-        if op.c0 is not None:
-            arrays[op.c0] = arrays[op.c0] * dropped
-        if op.c2 is not None:
-            arrays[op.c2] = arrays[op.c2] / dropped
+        _rewrite_activation(draft, op, shape, before[0], after)
+
+
+def _rewrite_activation(draft: Draft, op: Activation, shape: Shape, before: Numbers, after: Numbers) -> None:
+    arrays = draft.arrays
+
+    def dropped(factors: Numbers) -> Numbers:
+        return np.broadcast_to(aligned(shape, factors), shape).reshape(-1)[op.rest]
+
+    if op.c0 is not None:
+        arrays[op.c0] = arrays[op.c0] * dropped(after)
+    if op.c2 is None:
+        return
+    arrays[op.c2] = arrays[op.c2] * dropped(after / before**2)
+    if not np.allclose(arrays[op.c2], 1, rtol=1e-6):
+        return
+    times = np.rint(after / before).astype(int)
+    if op.c1 is not None:
+        arrays[op.c1] = arrays[op.c1] * dropped(times)
+    slopes = op.c1 if op.c1 is not None or not op.unit_slope else draft.store(f"{op.output}.c1", dropped(times))
+    kept = times * op.keep.reshape(shape[0], -1).any(1)
+    factors = tuple(np.maximum(kept, 1).tolist()) if kept.max() > 1 else None
+    draft.swap(op, replace(op, c1=slopes, c2=None, unit_square=True, factors=factors))

@@ -117,7 +117,7 @@ def _stretch(draft: Draft, end: str) -> tuple[list[Op], list[str]]:
 
 def _is_affine(op: Op) -> bool:
     if isinstance(op, Activation):
-        return not op.keep.any() and op.c2 is None
+        return not op.keep.any() and not op.squares
     return not isinstance(op, MaxPool)
 
 

@@ -242,7 +242,7 @@ def _scale_past_activation(draft: Draft, op: Scale) -> bool:
     before the activation is a bias, which is free.
     """
     user = draft.only_consumer(op.output)
-    if not isinstance(user, Activation) or not _absorbs(draft, user.output):
+    if not isinstance(user, Activation) or user.unit_square or not _absorbs(draft, user.output):
         return False
     shape = draft.shapes()[op.output]
     scale, bias = _scale_and_bias(draft, op)

@@ -297,8 +297,8 @@ class Activation(Op):
     Args:
         site: name of the activation site.
         keep: over the flattened input; true = the ReLU is kept.
-        c0, c1, c2: private arrays with one value for each *dropped* element, in order. ``None`` is 0 for c0 and c2.
-        unit_slope: what ``None`` means for c1: 1 if set, else 0.
+        c0, c1, c2: private arrays with one value for each *dropped* element, in order. ``None`` is 0 for c0.
+        unit_slope, unit_square: what ``None`` means for c1 and for c2: 1 if set, else 0.
         factors: public whole numbers, one a channel of the input; ``None`` for ones.
     """
 
@@ -311,7 +311,18 @@ class Activation(Op):
     c1: str | None = None
     c2: str | None = None
     unit_slope: bool = True
+    unit_square: bool = False
     factors: tuple[int, ...] | None = None
+
+    @property
+    def squares(self) -> bool:
+        """Whether the dropped elements are squared."""
+        return self.c2 is not None or self.unit_square
+
+    @property
+    def scales(self) -> bool:
+        """Whether the dropped elements are multiplied by private numbers: ``(c2 z + c1) z``, or ``c1 z``."""
+        return self.c2 is not None or (self.c1 is not None and not self.unit_square)
 
     @cached_property
     def kept(self) -> NDArray[np.int64]:
@@ -340,13 +351,14 @@ class Activation(Op):
         for name in self.arrays():
             fits = arrays[name] == (len(self.rest),)
             _require(fits, f"activation {self.site!r}: {len(self.rest)} dropped elements, {arrays[name]} coefficients")
+        _require(not (self.c2 and self.unit_square), f"activation {self.site!r}: squares with c2 and with one")
         if self.factors is not None:
             fits = len(self.factors) == inputs[0][0] and all(1 <= n <= LARGEST_FACTOR for n in self.factors)
             _require(fits, f"activation {self.site!r}: factors for {inputs[0][0]} channels, 1 to {LARGEST_FACTOR}")
         return inputs[0]
 
     def macs(self, inputs: Sequence[Shape], arrays: Mapping[str, Shape]) -> int:
-        return len(self.rest) * ((self.c1 is not None) + (self.c2 is not None))
+        return len(self.rest) * (self.scales + self.squares)
 
 
 #: Every kind of operation by its name on the wire.

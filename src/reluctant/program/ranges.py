@@ -248,14 +248,14 @@ def _activation(walk: _Walk, op: Activation, inputs: Sequence[Interval]) -> Inte
 def _polynomial(walk: _Walk, op: Activation, z: Interval) -> Interval:
     """Return c0 + c1 z + c2 z^2; a square is made as (c2 z + c1) z, each product truncated."""
     c1 = None if op.c1 is None else walk.arrays[op.c1]
-    if op.c2 is None:
+    if not op.squares:
         if c1 is not None:
             z = walk.product(z, c1, torch.mul)
         elif not op.unit_slope:
             z = z.each(torch.zeros_like)
         return walk.plus(z, op.c0)
-    c2 = walk.arrays[op.c2]
-    walk.held(walk.plus(walk.product(z, c2, torch.mul), op.c1).largest())
+    c2 = torch.ones_like(z.low[0]) if op.c2 is None else walk.arrays[op.c2]
+    walk.held(walk.plus(z if op.c2 is None else walk.product(z, c2, torch.mul), op.c1).largest())
     slope = torch.full_like(c2, float(op.unit_slope)) if c1 is None else c1
     vertex = (-slope / (2 * c2)).nan_to_num(0.0, 0.0, 0.0).clamp(z.low, z.high)
     ends = torch.stack([(c2 * edge + slope) * edge for edge in (z.low, z.high, vertex)])
