@@ -35,7 +35,9 @@ def cost(
     without: Annotated[
         str | None,
         typer.Option(
-            "--without", help="Rewrites to leave out, to see their gain: merge,carry,collapse.", show_default=False
+            "--without",
+            help="Rewrites to leave out, to see their gain: merge,channels,collapse,carry.",
+            show_default=False,
         ),
     ] = None,
     data: Data = None,

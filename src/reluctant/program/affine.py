@@ -43,7 +43,7 @@ def affine_map(
         values = {**dict(zip(sources, given, strict=True)), **(known or {})}
         for op in stretch:
             if op.output not in values:
-                values[op.output] = _FUNCTIONS[type(op)](draft, op, *(values[name] for name in op.inputs))
+                values[op.output] = apply(draft, op, *(values[name] for name in op.inputs))
         return values[end].flatten(1)
 
     offset = made(entering)[0]
@@ -121,6 +121,12 @@ def _by_columns(
             parts.append(made(given, values) - offset)
         matrices.append(torch.cat(parts).T.contiguous())
     return matrices
+
+
+def apply(draft: Draft, op: Op, *inputs: Tensor) -> Tensor:
+    """Return what ``op``, which is affine, makes of ``inputs``: values of ``[B, ...]`` in float64."""
+    found: Tensor = _FUNCTIONS[type(op)](draft, op, *inputs)
+    return found
 
 
 def _around(padding: tuple[int, int, int, int]) -> list[int]:

@@ -16,6 +16,7 @@ from reluctant.mask import Mask
 from reluctant.masked import MaskedActivation, MaskedModel
 from reluctant.program.aten import CONVERTERS
 from reluctant.program.carrying import carry
+from reluctant.program.channels import drop_channels
 from reluctant.program.collapse import collapse
 from reluctant.program.conversion import BATCH, HINTS, Refused, Value, emit
 from reluctant.program.draft import Draft, Numbers
@@ -25,8 +26,9 @@ from reluctant.program.ops import Program, ProgramSite
 from reluctant.program.tracing import place, trace
 from reluctant.registry import unknown
 
-#: Rewrites that a program can do without: merging neighbours, carrying public scales on, collapsing linear stretches.
-REWRITES = ("merge", "carry", "collapse")
+#: Rewrites that a program can do without: merging neighbours, dropping channels, collapsing linear stretches, carrying
+#: scales on.
+REWRITES = ("merge", "channels", "collapse", "carry")
 
 
 def lower(masked: MaskedModel, without: Collection[str] = ()) -> Program:
@@ -35,7 +37,8 @@ def lower(masked: MaskedModel, without: Collection[str] = ()) -> Program:
     Batch norms are folded, masks become index lists, and linear operations with nothing between them are merged where
     that is exact and no dearer. A site that keeps nothing and lets everything through vanishes, and so do slopes that
     are reciprocals of whole numbers, wherever the scaled channel can be carried on (:mod:`reluctant.program.carrying`).
-    A stretch of linear operations becomes one matrix where that is cheaper (:mod:`reluctant.program.collapse`).
+    A stretch of linear operations becomes one matrix where that is cheaper (:mod:`reluctant.program.collapse`), and
+    channels that no one reads are dropped (:mod:`reluctant.program.channels`).
 
     Args:
         without: rewrites to leave out, to see what they gain.
@@ -74,19 +77,22 @@ def _lower(
     _Lowering(graph, activations, draft).run()
     merging = "merge" not in without
     fold(draft, merging=merging)
+    if "channels" not in without:
+        drop_channels(draft)
     if "collapse" not in without:
         collapse(draft)
     if "carry" not in without:
         carry(draft)
     fold(draft, merging=merging)
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in draft.arrays.items()}
-    sites = tuple(ProgramSite(a.site.name, int(a.keep.sum()), a.site.relus, a.surrogate.name) for a in activations)
+    kept = {op.site: len(op.kept) for op in draft.ops if isinstance(op, Activation)}
+    sites = (ProgramSite(a.site.name, kept.get(a.site.name, 0), a.site.relus, a.surrogate.name) for a in activations)
     return Program(
         ops=tuple(draft.ops),
         input_shape=draft.input_shape,
         outputs=draft.outputs,
         array_shapes={name: array.shape for name, array in arrays.items()},
-        sites=sites,
+        sites=tuple(sites),
         arrays=arrays,
     )
 
