@@ -164,5 +164,17 @@ def test_the_same_networks_on_another_task_stand_apart(run, folder, monkeypatch)
     first = designs_page(read_designs(folder, records := run("resnet20", "40", 0.7) + run("other", "40", 0.8)), [])
     again = designs_page([], read_designs(folder, records))
     assert rows(first, "Every point") == rows(again, "CIFAR-100")[:2]
-    assert "Nothing to compare with yet" in first.partition("## CIFAR-100")[2]
+    assert "Nothing was run." in first.partition("## CIFAR-100")[2]
     assert "other on CIFAR-100: " in again.partition("## Not run")[2]
+
+
+def test_what_no_network_of_that_size_can_keep_is_not_missing(run, page, monkeypatch):
+    monkeypatch.setattr(redesigns, "BUDGETS", ("999999", "10"))
+    waiting = page(run("other", None, 0.9) + run("other", None, 0.9, seed=1)).partition("## Not run")[2]
+    assert "* other: `ebb`: 10 seeds 0, 1\n" in waiting
+    assert "* resnet20: `ebb`: 999999 seeds 0, 1; 10 seeds 0, 1" in waiting
+
+
+def test_no_empty_tables_of_another_task(run, folder):
+    benches = read_designs(folder, run("other", "40", 0.9))
+    assert "## CIFAR-100\n\nNothing was run.\n" in designs_page(benches, read_designs(folder, []))

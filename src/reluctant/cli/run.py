@@ -87,7 +87,7 @@ def run(
     proof = "" if done.certificate is None else f"; fixed point: {done.certificate}"
     show(
         {**_promise(engine), "transfers": done.run.transfers, **network_cost(done)},
-        f"{checkpoint}: classes {done.answers}; {equal} as plain torch "
+        f"{checkpoint}: classes {_first(done.answers)}; {equal} as plain torch "
         f"(scores off by at most {done.max_abs_error_float:.1g}); "
         f"{_costs(done.run)} ({engine}, {done.engine.security.label}, {network}){proof}",
         json,
@@ -135,6 +135,11 @@ def _run_alone(
         line = f"{line}; fixed point: {proof}"
     checked = {} if certificate is None else {"fixed_point": fixed_point(certificate)}
     show({**_promise(engine), **engine_costs(done), **checked}, line, json)
+
+
+def _first(answers: list[int], most: int = 20) -> str:
+    """Return the classes of the first images; they were only sent to see what it costs."""
+    return str(answers) if len(answers) <= most else f"{answers[:most]} and {len(answers) - most:,} more"
 
 
 def _promise(engine: str) -> dict[str, Any]:

@@ -231,10 +231,12 @@ def _failed(bench: Bench) -> list[str]:
 
 
 def missing_lines(bench: Bench) -> list[str]:
-    """Return a line a method with the budgets and seeds that have no record."""
+    """Return a line a method with the budgets and seeds that have no record, but could have one."""
     waiting: dict[str, list[str]] = defaultdict(list)
+    wholes = {run.head.relus["total"] for _, _, found in _entries(bench) for run in found.runs.values()}
     for method, budget, found in _entries(bench):
-        if found.missing:
+        too_much = budget.isdecimal() and wholes and int(budget) > max(wholes)
+        if found.missing and not too_much:
             seeds = f"seed{'s' if len(found.missing) > 1 else ''} {', '.join(map(str, found.missing))}"
             waiting[method.name].append(f"{_percent(budget)} {seeds}" if budget else seeds)
     return [f"* `{name}`: {'; '.join(places)}" for name, places in waiting.items()] or [

@@ -270,6 +270,8 @@ def _equal_accuracy(points: dict[str, list[Point]]) -> list[str]:
 
 def _on_another_task(benches: Sequence[Bench]) -> list[str]:
     points = {bench.grid.title: list(points_of(bench)) for bench in benches}
+    if not any(points.values()):
+        return ["Nothing was run."]
     return [
         "Some of them once more, on 45,000 images of CIFAR-100, with as many steps as above:",
         f"recipes in `recipes/bench/{AGAIN}/`.",
