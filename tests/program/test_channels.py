@@ -49,7 +49,7 @@ def test_pruned_channels_inside_blocks_are_dropped(axis, surrogate, share):
     """Filters of a block's first convolution hold constants behind batch norm and ReLU, up to the edges' padding."""
     name = "layer2.0.conv1" if axis == 0 else "layer2.0.conv2"
     model = pruned(masked(resnet8(5, 3), share, surrogate), [name], 0.75, axis)
-    whole, program = check_same(model, ["channels", "collapse"]), check_same(model, ["collapse"])
+    whole, program = check_same(model, ["channels", "factors", "collapse"]), check_same(model, ["collapse"])
     changed = [(a, b) for a, b in zip(widths(whole), widths(program), strict=True) if a != b]
     assert changed == [((32, 16), (8, 16)), ((32, 32), (32, 8))]
     assert check_same(model).kept == program.kept <= whole.kept
@@ -84,7 +84,10 @@ def test_a_dropped_channel_was_all_a_site_kept():
 def test_any_structure_stays_the_same(make, axis):
     model = masked(make(), 0.5, Shift())
     layers = [n for n, m in model.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    check_same(pruned(model, layers, 0.4, axis))
+    pruned(model, layers, 0.4, axis)
+    check_same(model)
+    check_same(model, ["collapse"])
+    check_same(model, ["factors", "carry", "collapse"])
 
 
 def test_layers_of_zeros_only():

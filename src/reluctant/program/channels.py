@@ -113,8 +113,8 @@ def _take_in(draft: Draft, op: Conv2d | Linear, constant: Channels, values: Numb
         draft.swap(op, replace(op, bias=draft.store(f"{op.output}.bias", whole)))
     else:
         inner = draft.fresh(f"{op.output}.varying")
-        after = Scale(output=op.output, inputs=(inner,), bias=draft.store(f"{inner}.bias", made))
-        draft.swap(op, replace(op, output=inner), after)
+        layer = replace(op, output=inner, bias=draft.store(f"{inner}.bias", bias))
+        draft.swap(op, layer, Scale(output=op.output, inputs=(inner,), bias=draft.store(f"{op.output}.bias", made)))
 
 
 def _over(channels: Channels, shape: Shape) -> Channels:

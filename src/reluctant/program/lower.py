@@ -20,15 +20,16 @@ from reluctant.program.channels import drop_channels
 from reluctant.program.collapse import collapse
 from reluctant.program.conversion import BATCH, HINTS, Refused, Value, emit
 from reluctant.program.draft import Draft, Numbers
+from reluctant.program.factors import factorize
 from reluctant.program.folding import fold
 from reluctant.program.operations import INPUT, Activation, Scale
 from reluctant.program.ops import Program, ProgramSite
 from reluctant.program.tracing import place, trace
 from reluctant.registry import unknown
 
-#: Rewrites that a program can do without: merging neighbours, dropping channels, collapsing linear stretches, carrying
-#: scales on.
-REWRITES = ("merge", "channels", "collapse", "carry")
+#: Rewrites that a program can do without: merging neighbours, dropping channels, factors of low-rank layers, collapsing
+#: linear stretches, carrying scales on.
+REWRITES = ("merge", "channels", "factors", "collapse", "carry")
 
 
 def lower(masked: MaskedModel, without: Collection[str] = ()) -> Program:
@@ -37,8 +38,9 @@ def lower(masked: MaskedModel, without: Collection[str] = ()) -> Program:
     Batch norms are folded, masks become index lists, and linear operations with nothing between them are merged where
     that is exact and no dearer. A site that keeps nothing and lets everything through vanishes, and so do slopes that
     are reciprocals of whole numbers, wherever the scaled channel can be carried on (:mod:`reluctant.program.carrying`).
-    A stretch of linear operations becomes one matrix where that is cheaper (:mod:`reluctant.program.collapse`), and
-    channels that no one reads are dropped (:mod:`reluctant.program.channels`).
+    A stretch of linear operations becomes one matrix where that is cheaper (:mod:`reluctant.program.collapse`).
+    Channels that no one reads are dropped (:mod:`reluctant.program.channels`), and layers of low rank become two
+    smaller ones (:mod:`reluctant.program.factors`).
 
     Args:
         without: rewrites to leave out, to see what they gain.
@@ -79,6 +81,9 @@ def _lower(
     fold(draft, merging=merging)
     if "channels" not in without:
         drop_channels(draft)
+        fold(draft, merging=merging)
+    if "factors" not in without:
+        factorize(draft)
     if "collapse" not in without:
         collapse(draft)
     if "carry" not in without:
