@@ -87,7 +87,7 @@ def saving_cases() -> Iterator[Case]:
     yield Case(f"{empty}, program not collapsed", "resnet18", CIFAR, 0.05, 2, without=("collapse",))
     yield Case(empty, "resnet18", CIFAR, 0.05, 2)
     parabolas = "5 % at every site, parabolas"
-    yield Case(f"{parabolas}, factors not carried", "resnet18", CIFAR, 0.05, 0, "quadratic", ("carry",))
+    yield Case(f"{parabolas}, factors not carried", "resnet18", CIFAR, 0.05, 0, "quadratic", ("squares",))
     yield Case(parabolas, "resnet18", CIFAR, 0.05, 0, "quadratic")
     yield Case("no ReLU", "resnet18", CIFAR, 0.0, images=20)
 

@@ -15,7 +15,7 @@ from reluctant.designs.base import Design, part_of
 from reluctant.errors import BudgetError, ReluctantError, ShapeError
 from reluctant.masked import attach
 from reluctant.models import ModelSpec
-from reluctant.program.lower import lower
+from reluctant.program.lower import BY_WEIGHTS, lower
 from reluctant.progress import Progress, silent
 from reluctant.sites import find_sites
 from reluctant.units import format_quantity, parse_target
@@ -42,9 +42,8 @@ class Pricing:
     def predict(self, spec: str, classes: int, shape: Shape) -> Prediction:
         """Return what one image through the network called ``spec`` would cost, all ReLUs kept, after set-up."""
         network = ModelSpec.parse(spec).fresh(classes, shape)
-        return self.model.predict(
-            lower(attach(network, find_sites(network, torch.zeros(1, *shape)))), network=self.network
-        )
+        masked = attach(network, find_sites(network, torch.zeros(1, *shape)))
+        return self.model.predict(lower(masked, BY_WEIGHTS), network=self.network)  # it is not trained yet
 
 
 @dataclass(frozen=True)

@@ -98,3 +98,13 @@ def test_a_round_trip_makes_keeping_a_site_dear():
 def test_surrogates_dearer_than_a_relu_are_refused(surrogate):
     with pytest.raises(BudgetError, match=r"costs more bytes than the ReLU.*take a surrogate of the free track"):
         price_list(masked_small((0.5, 0.5), surrogate), Budget.parse("9MB@cheetah"))
+
+
+def test_a_budget_does_not_count_on_zeros_that_training_can_fill():
+    """The one ReLU with which a site is priced stands in its first channel; here that is pruned away."""
+    masked = masked_small((1.0, 1.0))
+    whole = price_list(masked, Budget.parse("9MB@cheetah"))
+    with torch.no_grad():
+        first = next(m for m in masked.model.modules() if isinstance(m, torch.nn.Conv2d))
+        first.weight[0] = 0
+    assert price_list(masked, Budget.parse("9MB@cheetah")) == whole

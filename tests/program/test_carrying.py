@@ -235,7 +235,8 @@ def test_what_is_told_of_a_parabola():
 def test_scales_of_parabolas_are_bounded():
     model = masked(resnet20(10, 3), 0.1, Quadratic(), CIFAR)
     for activation in model.masked():
-        activation.c2.data.uniform_(0.05, 20)
+        activation.c2.data.uniform_(0.5, 20)
+    assert rid(lower(model))[0]
     before, after = lower(model, ["carry"]).arrays, lower(model).arrays
     shared = [name for name in after if name in before and name.endswith("bias")]
     assert shared
@@ -247,3 +248,20 @@ def test_scales_of_parabolas_are_bounded():
 def test_hermite_squares_are_rid_of_their_factors():
     model = masked(resnet8(5, 3), 0.0, Hermite())
     assert rid(check_same(model, torch.randn(2, 3, 8, 8)))[0]
+
+
+class Twice(nn.Module):
+    """A scale that reads another, and a sum of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        y = torch.relu(self.stem(x))
+        return self.head((y + torch.relu(y)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("surrogate", [Reciprocal(), Quadratic()])
+def test_scales_that_read_each_other(surrogate):
+    check_same(masked(Twice(), 0.0, surrogate), torch.randn(2, 3, 8, 8))

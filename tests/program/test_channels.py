@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from interpret import interpret
 from test_lower import masked
 from torch import nn
@@ -9,9 +10,10 @@ from torch.nn.utils import prune
 from zoo import Concat, ShapeFlow, SharedBlock, Spellings, TwoOutputs
 
 from reluctant.costs.model import CostModel
+from reluctant.errors import UsageError
 from reluctant.models.resnet import resnet8, resnet20
 from reluctant.program.lower import lower
-from reluctant.program.operations import Activation, Conv2d
+from reluctant.program.operations import Activation, Conv2d, Scale
 from reluctant.surrogates import Affine, Constant, Hermite, Identity, Quadratic, Reciprocal, Shift
 
 SURROGATES = [Identity(), Shift(), Constant(), Affine(), Reciprocal(), Quadratic(), Hermite()]
@@ -65,8 +67,10 @@ def test_relus_of_dropped_channels_are_not_compared():
     assert sum(int(kept.sum()) for kept in model.mask.values()) - program.kept == 4 * 64
 
 
-def test_a_dropped_channel_was_all_a_site_kept():
-    model = masked(resnet8(5, 3), 0.0, Shift())
+@pytest.mark.parametrize("surrogate", [Shift(), Affine(), Identity()])
+def test_a_dropped_channel_was_all_a_site_kept(surrogate):
+    """What is left of the site folds away as if it had kept nothing."""
+    model = masked(resnet8(5, 3), 0.0, surrogate)
     name = "layer1.0.relu1"
     keep = {site: kept.clone() for site, kept in model.mask.items()}
     keep[name][2] = True
@@ -74,9 +78,10 @@ def test_a_dropped_channel_was_all_a_site_kept():
     assert lower(model).kept == 64
     with torch.no_grad():
         model.model.get_submodule("layer1.0.conv1").weight[2] = 0
-    program = check_same(model)
+    program = check_same(model, ["collapse"])
     assert program.kept == 0
     assert not list(program.activations())
+    assert not any(op.scale for op in program.ops if isinstance(op, Scale))
 
 
 @pytest.mark.parametrize("make", [Concat, ShapeFlow, SharedBlock, Spellings, TwoOutputs])
@@ -93,6 +98,35 @@ def test_any_structure_stays_the_same(make, axis):
 def test_layers_of_zeros_only():
     model = masked(resnet8(5, 3), 0.5)
     check_same(pruned(model, ["layer1.0.conv2", "layer3.0.conv1"], 1.0, 0))
+
+
+class Cut(nn.Module):
+    """Pooling, padding of channels and cutting between layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.second, self.third = (nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 8), (8, 8), (10, 8)))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.max_pool2d(torch.relu(self.stem(x)), 2)[:, :, 1:, :-1]
+        x = F.pad(torch.relu(self.second(x))[:, 1:], (0, 0, 0, 0, 1, 2))
+        return self.head(torch.relu(self.third(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_pooled_padded_and_cut_channels(axis):
+    """Constants are not followed through a maximum, nor channels through padding: those stay, and all is right."""
+    model = masked(Cut(), 0.5, Shift())
+    program = check_same(pruned(model, ["stem", "second", "third"], 0.5, axis), ["collapse"])
+    assert widths(program) == ([(8, 3), (8, 8), (4, 10)] if axis == 0 else [(4, 3), (8, 4), (8, 10)])
+
+
+def test_weights_that_are_no_numbers_are_refused_as_ever():
+    model = masked(resnet8(5, 3), 0.5)
+    model.model.get_submodule("layer2.0.conv2").weight.data[0, 0] = float("nan")
+    with pytest.raises(UsageError, match="finite"):
+        lower(model)
 
 
 class Grouped(nn.Module):

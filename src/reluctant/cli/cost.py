@@ -36,7 +36,7 @@ def cost(
         str | None,
         typer.Option(
             "--without",
-            help="Rewrites to leave out, to see their gain: merge,channels,factors,collapse,carry.",
+            help="Rewrites to leave out, to see their gain: merge,channels,factors,squares,collapse,carry.",
             show_default=False,
         ),
     ] = None,

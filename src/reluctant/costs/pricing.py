@@ -16,7 +16,7 @@ from reluctant.errors import BudgetError
 from reluctant.mask import Mask
 from reluctant.masked import MaskedModel
 from reluctant.prices import Prices, SitePrice
-from reluctant.program.lower import lowering
+from reluctant.program.lower import BY_WEIGHTS, lowering
 from reluctant.program.operations import Activation, Op
 from reluctant.program.ops import Program
 
@@ -124,7 +124,7 @@ def unit_of(budget: Budget, table: Path | None = None) -> Unit:
 
 def lowering_with_one_relu(masked: MaskedModel) -> Callable[[frozenset[str]], Program]:
     """Return what makes the program of ``masked`` with one ReLU at each site that is alive, and none elsewhere."""
-    lowered = lowering(masked)
+    lowered = lowering(masked, BY_WEIGHTS)  # training comes after: the gains of these are not counted on
 
     def program(alive: frozenset[str]) -> Program:
         kept = {n: (torch.arange(s.relus) < (n in alive)).view(s.shape) for n, s in masked.sites.items()}

@@ -52,8 +52,8 @@ from reluctant.program.operations import (
     Slice,
 )
 
-#: No value is held more than so many times as large as it is, and the product of the n carried at once is at most the
-#: square of it.
+#: No value is held more than so many times as large as it is, and the product of the n that are carried at once through
+#: values whose scale is free is at most the square of it.
 LARGEST = 32
 
 #: No value is held less than so many times as large as it is. Between this and twice as much the scores of two networks
@@ -68,16 +68,21 @@ _ONE = 0
 Nodes = NDArray[np.int64]
 
 
-def carry(draft: Draft) -> None:
-    """Rewrite ``draft``, which is folded, so that as few scales a channel are left in it as possible."""
+def carry(draft: Draft, *, squares: bool = True) -> None:
+    """Rewrite ``draft``, which is folded, so that as few scales a channel are left in it as possible.
+
+    Args:
+        squares: whether the factors of squares are carried, too.
+    """
     public = any(isinstance(op, Scale) and op.factors is not None for op in draft.ops)
-    squares = {} if public else _squares(draft)
-    if not public and not squares:
+    parabolas = _squares(draft) if squares and not public else {}
+    if not public and not parabolas:
         return
     shapes = draft.shapes()
-    scales = _solve(draft, shapes, squares)
-    for op in list(draft.ops):
-        _rewrite(draft, op, shapes[op.output], [scales[name] for name in op.inputs], scales[op.output])
+    scales = _solve(draft, shapes, parabolas)
+    for old in list(draft.ops):
+        op = next(op for op in draft.ops if op.output == old.output)  # it may read what stands before one dropped since
+        _rewrite(draft, op, shapes[op.output], [scales[name] for name in old.inputs], scales[op.output])
 
 
 class _Groups:

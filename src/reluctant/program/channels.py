@@ -6,7 +6,7 @@ what a convolution makes of that is a bias in turn. So a pruned network costs wh
 of it: fewer and smaller products, and no comparison in what was dropped.
 
 Zeros are structure here, and structure is public: both parties see that a layer is narrower than it was built. A
-network whose zeros are to stay secret is lowered without this rewrite.
+network whose zeros are to stay secret is lowered without this rewrite, and without that of low ranks.
 """
 
 import math
@@ -41,6 +41,9 @@ Channels = NDArray[np.bool_]
 
 def drop_channels(draft: Draft) -> None:
     """Rewrite ``draft``, which is folded, without its channels that are constant or unread."""
+    reads = [_reads(draft, op) for op in draft.ops if isinstance(op, Conv2d | Linear)]
+    if all(read.any(0).all() and read.any(1).all() for read in reads):
+        return
     _constants_into_biases(draft)
     shapes = draft.shapes()
     needed = _needed(draft, shapes)
@@ -217,7 +220,8 @@ def _narrow_activation(draft: Draft, op: Activation, kept: Channels, shape: Shap
     if new.keep.any() or new.squares or (c1 is None and not op.unit_slope):
         draft.swap(op, new)
         return
-    narrow = (int(kept.sum()), *shape[1:])  # its last ReLUs are gone
-    for name in filter(None, (c0, c1)):
-        draft.store(name, draft.arrays[name].reshape(narrow))
+    for name in filter(None, (c0, c1)):  # its last ReLUs are gone
+        each = draft.arrays[name].reshape(int(kept.sum()), -1)
+        uniform = (each == each[:, :1]).all()
+        draft.store(name, each[:, 0] if uniform else each.reshape(-1, *shape[1:]))
     draft.swap(op, Scale(output=op.output, inputs=op.inputs, scale=c1, bias=c0))

@@ -20,8 +20,8 @@ from reluctant.program.operations import Conv2d, Linear, Op
 #: The part of the weights' norm that may be left away.
 ERROR = 1e-6
 
-#: A layer is replaced if its rank is no more than this part of its full one.
-_SHARE = 1 / 4
+#: A layer is replaced if its rank is no more than this part of its full one, and that is no less than ``_NARROWEST``.
+_SHARE, _NARROWEST = 1 / 4, 16
 
 
 def factorize(draft: Draft) -> None:
@@ -53,10 +53,14 @@ def _split_kernel(draft: Draft, op: Conv2d) -> None:
         left, right = found
         kernel = right.reshape(-1, outputs, *window).transpose(1, 0, 2, 3)
         pairs.append(_Pair(left.T[:, :, None, None], kernel, False))
-    if not pairs:
-        return
     before, after = (int(np.prod(shapes[name][1:])) for name in (op.inputs[0], op.output))
-    pair = min(pairs, key=lambda p: (after if p.window_first else before) * p.first.size + after * p.second.size)
+
+    def macs(pair: _Pair) -> int:
+        return (after if pair.window_first else before) * pair.first.size + after * pair.second.size
+
+    pair = min(pairs, key=macs, default=None)
+    if pair is None or macs(pair) >= after * weight.size:
+        return
     plain = Conv2d(output="", inputs=op.inputs, weight="")
     one, two = (op, plain) if pair.window_first else (plain, op)
     _replace(draft, op, one, pair.first, two, pair.second)
@@ -77,12 +81,12 @@ def _replace(
 
 def _factors(matrix: Numbers, full: int | None = None) -> tuple[Numbers, Numbers] | None:
     """Return two matrices whose product is ``matrix``; ``None`` if its rank is no small part of ``full``."""
-    most = int(_SHARE * (min(matrix.shape) if full is None else full))
-    if most < 1 or not matrix.any():
+    full = min(matrix.shape) if full is None else full
+    most, norm = int(_SHARE * full), np.linalg.norm(matrix)
+    if full < _NARROWEST or not 0 < norm < np.inf:
         return None
-    sketch = matrix @ np.random.default_rng(0).normal(size=(matrix.shape[1], most + 1))
-    sizes = np.linalg.svd(sketch, compute_uv=False)
-    if sizes[-1] > ERROR * sizes[0]:  # a random sketch of one column more has a rank of one more: the usual case
+    corner = np.linalg.svd(matrix[: most + 1, : most + 1], compute_uv=False)
+    if corner[-1] > ERROR * norm:  # no singular value of a part is larger than that of the whole: the usual case
         return None
     left, sizes, right = np.linalg.svd(matrix, full_matrices=False)
     left_away = np.sqrt(np.cumsum(sizes[::-1] ** 2))[::-1]

@@ -27,9 +27,12 @@ from reluctant.program.ops import Program, ProgramSite
 from reluctant.program.tracing import place, trace
 from reluctant.registry import unknown
 
-#: Rewrites that a program can do without: merging neighbours, dropping channels, factors of low-rank layers, collapsing
-#: linear stretches, carrying scales on.
-REWRITES = ("merge", "channels", "factors", "collapse", "carry")
+#: Rewrites that depend on values of weights: dropping channels, factors of low-rank layers, carrying the factors of
+#: squares. What they gain is not there for sure where training is still to come.
+BY_WEIGHTS = ("channels", "factors", "squares")
+
+#: All rewrites that a program can do without: also merging neighbours, collapsing linear stretches, carrying scales.
+REWRITES = ("merge", *BY_WEIGHTS, "collapse", "carry")
 
 
 def lower(masked: MaskedModel, without: Collection[str] = ()) -> Program:
@@ -87,7 +90,7 @@ def _lower(
     if "collapse" not in without:
         collapse(draft)
     if "carry" not in without:
-        carry(draft)
+        carry(draft, squares="squares" not in without)
     fold(draft, merging=merging)
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in draft.arrays.items()}
     kept = {op.site: len(op.kept) for op in draft.ops if isinstance(op, Activation)}

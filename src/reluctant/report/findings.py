@@ -101,5 +101,8 @@ def promise_held(network: Network) -> tuple[float, float] | None:
 
 
 def comparisons_expected(network: Network) -> int | None:
-    """Return the comparisons that the run should have made, kept ReLUs x images; ``None`` if there was no run."""
-    return network.head.relus["kept"] * network.cost["images"] if network.cost else None
+    """Return the comparisons that the run should have made, kept ReLUs x images; ``None`` if there was no run.
+
+    Those kept in channels that were pruned away are not in the program, and none of its sites counts them.
+    """
+    return network.cost["images"] * sum(row["kept"] for row in network.cost["by_site"]) if network.cost else None

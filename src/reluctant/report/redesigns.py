@@ -19,7 +19,7 @@ from reluctant.data import task_shape
 from reluctant.mask import Mask
 from reluctant.masked import attach
 from reluctant.models import ModelSpec
-from reluctant.program.lower import lower
+from reluctant.program.lower import BY_WEIGHTS, lower
 from reluctant.program.ops import Program
 from reluctant.records import Record
 from reluctant.report.bench import accuracy_cell, difference_cell, missing_lines, recipe_rows, run_rows, spread_of
@@ -318,4 +318,4 @@ def _program(run: Network) -> Program:
         kept = {name: site["kept"] for name, site in run.sites.items()}
         keep = {name: (torch.arange(site.relus) < kept[name]).reshape(site.shape) for name, site in sites.items()}
         masked.set_mask(Mask(keep))
-    return lower(masked)
+    return lower(masked, BY_WEIGHTS)  # with weights that are not those of the record

@@ -146,7 +146,7 @@ def byte_sentence(network: Network) -> str | None:
     held, cost = promise_held(network), network.cost
     if held is None or cost is None:
         return None
-    kept = f"{network.head.relus['kept']:,} kept × {cost['images']:,} images"
+    kept = f"{sum(row['kept'] for row in cost['by_site']):,} kept × {cost['images']:,} images"
     exact = f" = {kept}" if cost["comparisons"] == comparisons_expected(network) else f", not {kept}"
     return (
         f"{network.label}: {percent(held[0])} of the ReLUs are gone, and with them {percent(held[1])} of the bytes of "
