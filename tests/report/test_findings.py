@@ -8,6 +8,7 @@ from conftest import cost
 from reluctant.records import Record
 from reluctant.report import networks
 from reluctant.report.findings import comparisons_expected, dearer_sentence, dearer_surrogates, parts, promise_held
+from reluctant.report.sentences import byte_sentence, notices
 
 Make = Callable[..., Record]
 
@@ -79,3 +80,13 @@ def test_what_the_cut_promised_and_what_it_gave(dense: Make, linearized: Make) -
     assert promise_held(network) == (pytest.approx(0.75), pytest.approx(0.75))
     assert comparisons_expected(network) == 12
     assert promise_held(networks([linearized("run")])[0]) is None
+
+
+def test_relus_of_channels_that_were_pruned_away_are_not_missed(dense: Make, linearized: Make) -> None:
+    """The mask keeps three at the site; the program has two of them, and makes as many comparisons."""
+    records = [dense("run"), linearized("run", setting={"linearized": cost((2, 0), 4)})]
+    network = networks(records)[1]
+    assert network.head.relus["kept"] == 3
+    assert comparisons_expected(network) == 8
+    assert "Comparisons made: 8 = 2 kept × 4 images." in (byte_sentence(network) or "")
+    assert "Disagrees" not in dict(notices(records, networks(records)))
