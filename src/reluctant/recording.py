@@ -117,8 +117,12 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
 def _public(model: nn.Module, engine: Engine) -> list[str]:
     """Return what a run tells all parties."""
     told = list(engine.security.public)
-    slopes = engine.has_twin and isinstance(model, MaskedModel) and "reciprocal" in model.surrogate.terms
-    return [*told, "whole numbers whose reciprocals are slopes, a channel"] if slopes else told
+    if engine.has_twin and isinstance(model, MaskedModel):
+        if "reciprocal" in model.surrogate.terms:
+            told.append("whole numbers whose reciprocals are slopes, a channel")
+        if "square" in model.surrogate.operations:
+            told.append("at which sites the factors of squares are carried, and a power of two there")
+    return told
 
 
 def _link(run: SecureRun) -> str:

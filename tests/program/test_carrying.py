@@ -1,5 +1,6 @@
 """Slopes that are reciprocals of public whole numbers leave a lowered network without one product more."""
 
+import base64
 import itertools
 import math
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from zoo import Concat, ShapeFlow, SharedBlock, Spellings, TwoOutputs
 
+from reluctant.errors import UsageError
 from reluctant.mask import Mask
 from reluctant.models.resnet import resnet8, resnet18, resnet20
 from reluctant.models.vgg import vgg16_bn
@@ -19,6 +21,7 @@ from reluctant.models.wrn import wrn
 from reluctant.program.carrying import LARGEST, SMALLEST
 from reluctant.program.lower import lower
 from reluctant.program.operations import LARGEST_FACTOR, Activation, Scale
+from reluctant.program.ops import Program
 from reluctant.surrogates import LARGEST_DIVISOR, Hermite, Identity, Quadratic, Reciprocal
 
 CIFAR = (3, 32, 32)
@@ -265,3 +268,19 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("surrogate", [Reciprocal(), Quadratic()])
 def test_scales_that_read_each_other(surrogate):
     check_same(masked(Twice(), 0.0, surrogate), torch.randn(2, 3, 8, 8))
+
+
+def test_a_square_that_contradicts_itself_is_refused():
+    """What the other party says of squares is not taken on trust; what is right comes back the same."""
+    program = lower(masked(resnet8(5, 3), 0.3, Quadratic()))
+    assert Program.from_public(program.public()).digest == program.digest
+    for change in ({"unit_square": True, "c2": "layer1.0.conv1.weight"}, {"unit_square": True, "keep_all": True}):
+        value = program.public()
+        op = next(op for op in value["ops"] if op["kind"] == "activation" and op["unit_square"])
+        if change.pop("keep_all", False):
+            size = op["keep"]["bits"]
+            ones = base64.b64encode(np.packbits(np.ones(size, np.bool_)).tobytes()).decode()
+            change |= {"keep": {"bits": size, "base64": ones}, "c0": None, "c1": None}
+        op |= change
+        with pytest.raises(UsageError, match=r"squares with c2 and one, or of nothing|coefficients|array"):
+            Program.from_public(value)

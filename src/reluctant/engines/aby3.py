@@ -31,8 +31,9 @@ class Aby3(SpuEngine):
             "is meant to, as long as no two join what they saw. The client learns the class scores, the server learns "
             "nothing of image or answer. The helper has neither image nor network and learns nothing: its shares are "
             "random numbers, unless it colludes. Any two of the three together learn image, weights and answer. Public "
-            "to all three: the architecture, all shapes, which ReLUs are kept (the masks), and the whole numbers of "
-            "slopes that are reciprocals of such. There is no dealer. A party that deviates from the protocol is not "
+            "to all three: the architecture, all shapes, which ReLUs are kept (the masks), the whole numbers of slopes "
+            "that are reciprocals of such, and what shapes tell of pruned channels, low ranks and squares. There is no "
+            "dealer. A party that deviates from the protocol is not "
             "caught. The links are plain TCP, on loopback by default: whoever reads all of them learns everything."
         ),
     )

@@ -41,9 +41,9 @@ class Cheetah(SpuEngine):
             "Private against semi-honest parties: each follows the protocol and learns nothing more than it is meant "
             "to, however closely it looks at what it receives. The client learns the class scores, the server learns "
             "nothing of image or answer. Public to both: the architecture, all shapes, which ReLUs are kept (the "
-            "masks), and the whole numbers of slopes that are reciprocals of such. There is no dealer and no third "
-            "party. A party that deviates from the protocol is not caught. The link is plain TCP, on loopback by "
-            "default."
+            "masks), the whole numbers of slopes that are reciprocals of such, and what shapes tell of pruned "
+            "channels, low ranks and squares. There is no dealer and no third party. A party that deviates from the "
+            "protocol is not caught. The link is plain TCP, on loopback by default."
         ),
     )
 

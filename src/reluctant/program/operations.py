@@ -351,7 +351,8 @@ class Activation(Op):
         for name in self.arrays():
             fits = arrays[name] == (len(self.rest),)
             _require(fits, f"activation {self.site!r}: {len(self.rest)} dropped elements, {arrays[name]} coefficients")
-        _require(not (self.c2 and self.unit_square), f"activation {self.site!r}: squares with c2 and with one")
+        fits = self.c2 is None and len(self.rest) > 0
+        _require(not self.unit_square or fits, f"activation {self.site!r}: squares with c2 and one, or of nothing")
         if self.factors is not None:
             fits = len(self.factors) == inputs[0][0] and all(1 <= n <= LARGEST_FACTOR for n in self.factors)
             _require(fits, f"activation {self.site!r}: factors for {inputs[0][0]} channels, 1 to {LARGEST_FACTOR}")
