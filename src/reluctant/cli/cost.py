@@ -36,7 +36,8 @@ def cost(
         str | None,
         typer.Option(
             "--without",
-            help="Rewrites to leave out, to see their gain: merge,channels,factors,squares,collapse,carry.",
+            help="Rewrites to leave out, to see their gain, commas between: merge, channels, factors, squares, "
+            "collapse, carry.",
             show_default=False,
         ),
     ] = None,
