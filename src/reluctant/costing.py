@@ -30,7 +30,8 @@ def count_cost(
 
     And what it would cost under ``engine`` over ``network``: the keys of :meth:`Prediction.to_json`, and ``dollars``
     for 1,000 images; ``ckks_levels``, see :class:`reluctant.costs.ckks.Levels`.
-    Without them for a network that no secure program computes.
+    Without them for a network that no secure program computes; then ReLUs and surrogates are counted by its mask,
+    otherwise as the program computes them.
 
     Args:
         table: of prices, see :meth:`CostModel.load`.
@@ -48,6 +49,8 @@ def count_cost(
         program = lower(masked, without)
     except UnsupportedOperation:
         return counted
+    counted["relus"]["compared"] = program.kept
+    counted["surrogates"] |= _operations(program)
     return counted | _predict(prices, program, link, tariff or Tariff()) | {"ckks_levels": levels(program).to_json()}
 
 
@@ -77,6 +80,7 @@ def _count(checkpoint: Checkpoint, masked: MaskedModel) -> dict[str, Any]:
     dropped = mask.total - mask.kept
     counted["relus"] |= {
         "kept": mask.kept,
+        "compared": mask.kept,
         "sites": len(mask),
         "sites_kept": mask.sites_kept,
         "kept_by_site": mask.by_site(),
@@ -88,6 +92,16 @@ def _count(checkpoint: Checkpoint, masked: MaskedModel) -> dict[str, Any]:
         "biases": dropped * operations.count("add"),
     }
     return counted
+
+
+def _operations(program: Program) -> dict[str, int]:
+    """Return how many dropped elements of an image are squared, multiplied by a private number, and added to one."""
+    ops = list(program.activations())
+    return {
+        "squares": sum(len(op.rest) for op in ops if op.squares),
+        "slopes": sum(len(op.rest) for op in ops if op.scales),
+        "biases": sum(len(op.rest) for op in ops if op.c0 is not None),
+    }
 
 
 def _predict(prices: CostModel, program: Program, link: Network, tariff: Tariff) -> dict[str, Any]:

@@ -35,8 +35,10 @@ def draw_program(seed: int, length: int = 5) -> Program:
         dropped = int((~keep).sum())
         sites.append(ProgramSite(f"s{n}", int(keep.sum()), keep.size, "any"))
         c = {name: maybe(f"{n}.{name}", dropped) if dropped else None for name in ("c0", "c1", "c2")}
+        unit_square = bool(dropped and c["c2"] is None and rng.random() < 0.3)
         factors = tuple(int(f) for f in rng.integers(1, 5, shape[0])) if rng.random() < 0.5 else None
-        return {"site": f"s{n}", "keep": keep, "unit_slope": bool(rng.random() < 0.5), "factors": factors, **c}
+        units = {"unit_slope": bool(rng.random() < 0.5), "unit_square": unit_square}
+        return {"site": f"s{n}", "keep": keep, "factors": factors, **units, **c}
 
     def of_kind(kind, n, shape):
         if kind is Conv2d:

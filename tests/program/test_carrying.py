@@ -18,7 +18,7 @@ from reluctant.mask import Mask
 from reluctant.models.resnet import resnet8, resnet18, resnet20
 from reluctant.models.vgg import vgg16_bn
 from reluctant.models.wrn import wrn
-from reluctant.program.carrying import LARGEST, SMALLEST
+from reluctant.program.carrying import FAINTEST, LARGEST, SMALLEST
 from reluctant.program.lower import lower
 from reluctant.program.operations import LARGEST_FACTOR, Activation, Scale
 from reluctant.program.ops import Program
@@ -225,14 +225,14 @@ def test_what_is_told_of_a_parabola():
     """One power of two a site, however its coefficients differ from channel to channel."""
     model = masked(resnet8(5, 3), 0.3, Quadratic())
     for activation in model.masked():
-        activation.c2.data.copy_(torch.linspace(0.02, 0.9, len(activation.c2)).reshape(-1, 1, 1))
+        activation.c2.data.copy_(torch.linspace(0.05, 0.08, len(activation.c2)).reshape(-1, 1, 1))
         activation.c1.data.copy_(torch.linspace(-1, 1, len(activation.c1)).reshape(-1, 1, 1))
     program = check_same(model, torch.randn(2, 3, 8, 8))
     assert len(rid(program)[0]) == 6
     for op in program.ops:
         if isinstance(op, Activation) and op.unit_square:
             kept = op.keep.reshape(len(op.factors), -1).any(1)
-            assert op.factors == tuple(np.where(kept, 8, 1))  # 8 * 0.1 * 0.02 is the first that is not under 1 / 64
+            assert op.factors == tuple(np.where(kept, 4, 1))  # 4 * 0.1 * 0.05 is the first that is not under 1 / 64
 
 
 def test_scales_of_parabolas_are_bounded():
@@ -246,6 +246,22 @@ def test_scales_of_parabolas_are_bounded():
     for name in shared:
         ratio = abs(after[name]) / abs(before[name]).clip(1e-12)
         assert ((ratio > SMALLEST * 0.99) & (ratio < LARGEST * 1.01))[abs(before[name]) > 1e-6].all()
+
+
+@pytest.mark.parametrize(("high", "all_rid"), [(0.1, True), (8, False)])
+def test_weights_do_not_become_too_faint(high, all_rid):
+    """A site's c2 far below that of the site before it costs the weights between them bits, and so may be refused."""
+    model, low = masked(resnet8(5, 3), 0.3, Quadratic()), 1 / 50
+    for number, activation in enumerate(model.masked()):
+        activation.c2.data.fill_((low, high)[number % 2] / Quadratic.scale)
+    program, plain = check_same(model, torch.randn(2, 3, 8, 8)), lower(model.float(), ["carry"])
+    found = rid(program)[0]
+    assert found
+    assert (len(found) == 7) == all_rid
+    for name, weights in plain.arrays.items():
+        if name.endswith("weight"):
+            ratio = abs(program.arrays[name]) / abs(weights).clip(1e-12)
+            assert (ratio > FAINTEST * 0.99)[abs(weights) > 1e-6].all()
 
 
 def test_hermite_squares_are_rid_of_their_factors():

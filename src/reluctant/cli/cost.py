@@ -65,7 +65,7 @@ def cost(
     relus, macs = counted["relus"], counted["macs"]["total"]
     show(
         counted,
-        f"{relus['kept']:,} comparisons for ReLUs ({relus['total']:,} ReLUs before) at {relus['sites_kept']} of "
+        f"{relus['compared']:,} comparisons for ReLUs ({relus['total']:,} ReLUs before) at {relus['sites_kept']} of "
         f"{relus['sites']} sites, {counted['surrogates']['squares']:,} squares, {counted['surrogates']['slopes']:,} "
         f"private slopes, {macs / 1e6:,.1f} M multiply-adds, {counted['parameters']:,} parameters; {_costs(counted)}",
         json,
