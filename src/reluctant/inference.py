@@ -1,5 +1,6 @@
 """What ``reluctant run`` does: private inference with a checkpoint, and whether it keeps the budget it was made for."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,9 +32,14 @@ def run_checkpoint(
     network: str = "loopback",
     batch: int | None = None,
     transfers: str | None = None,
+    without: Collection[str] = (),
     progress: Progress = silent,
 ) -> tuple[Record, SecureRun]:
-    """Run the first test images through the network at ``folder`` as private inference; return record and run."""
+    """Run the first test images through the network at ``folder`` as private inference; return record and run.
+
+    Args:
+        without: see :func:`reluctant.secure.secure_run`.
+    """
     checkpoint = load_checkpoint(folder)
     task = machine.task(checkpoint.origin.task)
     check_fits(checkpoint.origin, task, folder)
@@ -45,6 +51,7 @@ def run_checkpoint(
         network=network,
         batch=batch,
         input_range=task.train.input_range,
+        without=without,
         progress=progress,
     )
     record = run_record(run, checkpoint.model, checkpoint.origin)
@@ -73,6 +80,7 @@ def be_party(
     task: str | None = None,
     images: int = 1,
     batch: int | None = None,
+    without: Collection[str] = (),
     progress: Progress = silent,
 ) -> tuple[EngineRun, Certificate | None]:
     """Be one party of a private inference whose others are on other machines; return its cost, at the client answers.
@@ -84,6 +92,7 @@ def be_party(
     Args:
         checkpoint: what the server gives.
         task: the one whose first test images the client sends.
+        without: what the server leaves out of the program, see :func:`reluctant.secure.secure_run`.
 
     Raises:
         UsageError: this party gives something else, or the engine has no parties of its own.
@@ -94,8 +103,10 @@ def be_party(
         raise UsageError(f"engine {engine} has no parties that run on their own; --party is for {alone}")
     given = (checkpoint is not None, task is not None)
     if role == "server" and given == (True, False) and checkpoint is not None:
-        program, certificate = _checked_program(load_checkpoint(checkpoint), found.fraction_bits)
+        program, certificate = _checked_program(load_checkpoint(checkpoint), found.fraction_bits, without)
         return serve(program, place, found.settings(), progress), certificate
+    if without and role != "server":
+        raise UsageError(f"the program is the server's: --without is for it, not for the {role}")
     if role == "client" and given == (False, True) and task is not None:
         sent = machine.task(task).images(images).numpy()
         return query(sent, place, found.settings(), progress, batch=batch), None
@@ -105,9 +116,11 @@ def be_party(
     raise UsageError(f"the {role} gives {gives[role]}")
 
 
-def _checked_program(checkpoint: Checkpoint, fraction_bits: int) -> tuple[Program, Certificate | None]:
+def _checked_program(
+    checkpoint: Checkpoint, fraction_bits: int, without: Collection[str]
+) -> tuple[Program, Certificate | None]:
     """Return what a server computes, and the certificate for the range of its inputs, if the checkpoint knows it."""
-    program = lower(as_masked(checkpoint.model, checkpoint.example))
+    program = lower(as_masked(checkpoint.model, checkpoint.example), without)
     if "input_range" not in checkpoint.origin.facts:
         return program, None
     low, high = checkpoint.origin.facts["input_range"]

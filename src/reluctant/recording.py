@@ -1,6 +1,6 @@
 """Records of what was measured: evaluations and secure runs, with what is known of their network."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import nn
 from reluctant.checkpoints import Origin, weights_digest
 from reluctant.costs.model import CostModel
 from reluctant.costs.networks import NETWORKS, parse_network
-from reluctant.engines.base import Engine, EngineRun
+from reluctant.engines.base import EngineRun
 from reluctant.errors import UsageError
 from reluctant.masked import MaskedModel
 from reluctant.program.certificate import Certificate
@@ -98,29 +98,31 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         "network": run.network,
         "batch": run.run.batch,
         "fraction_bits": run.run.fraction_bits,
-        "public": _public(model, run.engine),
+        "public": _public(model, run),
         "link": _link(run),
         part: network_cost(run),  # type: ignore[misc]
     }
     if run.run.transfers:
         secure["transfers"] = run.run.transfers
+    if run.without:
+        secure["without"] = list(run.without)
     return Record(
         kind="run",
         accuracy=known_accuracy(origin),
         seconds=run.run.seconds + run.run.setup_seconds,
         device=describe_device(),
         secure=secure,
-        **about(model, origin),
+        **about(model, origin, run.without),
     )
 
 
-def _public(model: nn.Module, engine: Engine) -> list[str]:
+def _public(model: nn.Module, run: SecureRun) -> list[str]:
     """Return what a run tells all parties."""
-    told = list(engine.security.public)
-    if engine.has_twin and isinstance(model, MaskedModel):
+    told = list(run.engine.security.public)
+    if run.engine.has_twin and isinstance(model, MaskedModel):
         if "reciprocal" in model.surrogate.terms:
             told.append("whole numbers whose reciprocals are slopes, a channel")
-        if "square" in model.surrogate.operations:
+        if "square" in model.surrogate.operations and not {"squares", "carry"} & {*run.without}:
             told.append("at which sites the factors of squares are carried, and a power of two there")
     return told
 
@@ -195,10 +197,14 @@ def known_accuracy(origin: Origin) -> Accuracy:
     return {"val": facts.get("val"), "n_val": facts.get("n_val"), "test": None, "n_test": None}
 
 
-def predicted_cost(masked: MaskedModel) -> Predicted | None:
-    """Return what private inference with one image would cost, or ``None`` for a network that no program computes."""
+def predicted_cost(masked: MaskedModel, without: Collection[str] = ()) -> Predicted | None:
+    """Return what private inference with one image would cost, or ``None`` for a network that no program computes.
+
+    Args:
+        without: rewrites that are left out of the program.
+    """
     try:
-        model, program = CostModel.load("cheetah"), lower(masked)
+        model, program = CostModel.load("cheetah"), lower(masked, without)
     except UsageError:
         return None
     by_link = {name: model.predict(program, network=link).to_json() for name, link in NETWORKS.items()}
@@ -218,8 +224,8 @@ def predicted_cost(masked: MaskedModel) -> Predicted | None:
     }
 
 
-def about(model: nn.Module, origin: Origin) -> dict[str, Any]:
-    """Return the keys of a record that say which network it is of."""
+def about(model: nn.Module, origin: Origin, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return the keys of a record that say which network it is of; ``without`` is for what it is predicted to cost."""
     masked = as_masked(model, torch.zeros(1, *origin.input_shape))
     mask, facts, surrogate = masked.mask, origin.facts, masked.surrogate
     method: Mapping[str, Any] | None = origin.method
@@ -234,7 +240,7 @@ def about(model: nn.Module, origin: Origin) -> dict[str, Any]:
         "relus": {"total": mask.total, "kept": mask.kept, "sites": len(mask), "sites_kept": mask.sites_kept},
         "mask": describe_kept(mask, mask.digest),
         "checkpoint": weights_digest(model),
-        "predicted": predicted_cost(masked),
+        "predicted": predicted_cost(masked, without),
         "seed": facts.get("seed", 0),
         "epochs": facts.get("epochs"),
         "recipe": facts.get("recipe"),

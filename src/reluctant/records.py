@@ -145,7 +145,8 @@ class Secure(TypedDict):
     """A run of an engine: what it promises, how it was set, and what each network cost.
 
     ``private`` is false for an engine that only simulates. ``public`` lists what all parties learn, ``link`` says how
-    the bytes travelled, ``transfers`` how oblivious transfers were made, where the protocol has any.
+    the bytes travelled, ``transfers`` how oblivious transfers were made, where the protocol has any, ``without`` which
+    rewrites were left out of the program, if any.
     """
 
     engine: str
@@ -162,6 +163,7 @@ class Secure(TypedDict):
     public: NotRequired[list[str]]
     link: NotRequired[str]
     transfers: NotRequired[str]
+    without: NotRequired[list[str]]
     dense: NotRequired[NetworkCost | None]
     linearized: NotRequired[NetworkCost | None]
 

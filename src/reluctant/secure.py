@@ -1,5 +1,6 @@
 """The other verb: run a network as private inference, and compare the answer with what it should be."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -34,6 +35,7 @@ class SecureRun:
             engine that computes on other numbers.
         model: the network that was run, as it was given.
         certificate: whether its numbers fit the fixed point; ``None`` for an engine without one.
+        without: rewrites that were left out of the program.
     """
 
     engine: Engine
@@ -44,6 +46,7 @@ class SecureRun:
     input_shape: tuple[int, ...]
     model: nn.Module
     certificate: Certificate | None
+    without: tuple[str, ...] = ()
 
     @property
     def answers(self) -> list[int]:
@@ -84,6 +87,7 @@ def secure_run(
     network: str = "loopback",
     batch: int | None = None,
     input_range: tuple[float, float] | None = None,
+    without: Collection[str] = (),
     progress: Progress = silent,
 ) -> SecureRun:
     """Return the private inference of ``model`` on ``images``, run by ``engine`` and checked.
@@ -101,8 +105,11 @@ def secure_run(
             ``400mbps/20ms``.
         batch: images that travel together; the engine's own choice if not given.
         input_range: least and largest value that an image may hold; that of ``images`` if not given.
+        without: rewrites of the program to leave out, see :func:`reluctant.program.lower.lower`: each of ``channels``,
+            ``factors`` and ``squares`` tells something of the weights.
 
     Raises:
+        UnknownName: no such engine or rewrite.
         UsageError: the images overflow the fixed point, or lie outside of ``input_range``.
         UnsupportedOperation: the network has something that no secure program has; nothing was started.
         EngineError: a party or the link broke.
@@ -117,7 +124,7 @@ def secure_run(
             f"images have the shape {tuple(images.shape[1:])}, the network was made for {masked.sites.input_shape}"
         )
     chosen = make_engine(engine, network) if isinstance(engine, str) else engine
-    program = lower(masked)
+    program = lower(masked, without)
     chosen.check(program)
     array = np.ascontiguousarray(images.numpy(), dtype=np.float32)
     certificate = None
@@ -132,7 +139,7 @@ def secure_run(
         twin = twin_outputs(program, array, progress=progress)
     with torch.no_grad(), evaluating(masked):
         floats = logits(masked(images.clone())).numpy()
-    return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model, certificate)
+    return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model, certificate, tuple(without))
 
 
 def make_engine(name: str, network: str = "loopback", transfers: str | None = None) -> Engine:

@@ -83,4 +83,6 @@ def test_parties_that_make_no_sense(refused, teacher):
     assert "--party is for" in refused("run", teacher, "--engine", "twin", "--party", "server", *where)
     assert "CHEETAH has no helper" in refused("run", "--party", "helper", *where)
     assert "1 peers for this server" in refused("run", teacher, "--party", "server", "--engine", "aby3", *where)
+    assert "not for the client" in refused("run", "--party", "client", "--task", "digits", "--without", "carry", *where)
     assert "name the checkpoint" in refused("run")
+    assert "unknown rewrite 'squared'" in refused("run", teacher, "--engine", "twin", "--without", "squared")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from reluctant.cli.main import aligned, app, known, show
-from reluctant.cli.options import Data, Json, PriceTable, TaskName
+from reluctant.cli.options import Data, Json, PriceTable, TaskName, Without, rewrites
 from reluctant.costs import PROTOCOLS
 from reluctant.costs.money import INFERENCES, Tariff
 from reluctant.units import format_bytes, format_seconds
@@ -32,15 +32,7 @@ def cost(
     per_hour: Annotated[
         float, typer.Option("--dollars-per-hour", help="What the machine of a party costs.", min=0)
     ] = Tariff.dollars_per_hour,
-    without: Annotated[
-        str | None,
-        typer.Option(
-            "--without",
-            help="Rewrites to leave out, to see their gain, commas between: merge, channels, factors, squares, "
-            "collapse, carry.",
-            show_default=False,
-        ),
-    ] = None,
+    without: Without = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
@@ -56,7 +48,7 @@ def cost(
     from reluctant.experiment import Machine, open_model
 
     opened = open_model(model, task, Machine(data=data))
-    rest = (network, prices, Tariff(per_gb, per_hour), without.split(",") if without else ())
+    rest = (network, prices, Tariff(per_gb, per_hour), rewrites(without))
     if engine == "all":
         compared = compare_costs(opened, *rest)
         show(compared, _table(compared), json)

@@ -45,7 +45,20 @@ PriceTable = Annotated[
         show_default=False,
     ),
 ]
+Without = Annotated[
+    str | None,
+    typer.Option(
+        "--without",
+        help="Program rewrites to leave out, commas between: merge, channels, factors, squares, collapse, carry.",
+        show_default=False,
+    ),
+]
 TaskName = Annotated[
     str | None,
     typer.Option("--task", help="digits, cifar10, cifar100, fashion-mnist, tiny-imagenet, folder:/path/to/images."),
 ]
+
+
+def rewrites(without: str | None) -> tuple[str, ...]:
+    """Return the names that ``--without`` lists."""
+    return tuple(without.split(",")) if without else ()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from reluctant.cli.main import app, show
-from reluctant.cli.options import Data, Download, Json, TaskName
+from reluctant.cli.options import Data, Download, Json, TaskName, Without, rewrites
 from reluctant.cli.progress import ProgressView
 from reluctant.engines import ENGINES
 from reluctant.errors import UsageError
@@ -32,6 +32,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    without: Without = None,
     party: Annotated[
         str | None, typer.Option("--party", help="Be one party only: server, client or helper.", show_default=False)
     ] = None,
@@ -51,6 +52,9 @@ def run(
     and architecture are public. Engine aby3 has a third process, the helper, that holds nothing; semi2k only simulates
     costs, and is not private. The answers are compared with the fixed-point twin and with plain torch.
 
+    Each of the rewrites `channels`, `factors` and `squares` makes the run cheaper and tells something of the weights;
+    `--without channels,factors,squares` tells none of it.
+
     Under `ckks` the server computes on ciphertexts; the network may keep no ReLU (`linearize --budget 0`), there is no
     twin, and masks and architecture are not told.
 
@@ -64,7 +68,7 @@ def run(
 
     machine = Machine(data, download)
     if party is not None:
-        _run_alone(party, checkpoint, machine, engine, images, batch, (listen, peer, timeout), task, json)
+        _run_alone(party, checkpoint, machine, engine, images, batch, without, (listen, peer, timeout), task, json)
         return
     if task is not None:
         raise UsageError("--task is for a client on its own; a checkpoint knows its task")
@@ -79,6 +83,7 @@ def run(
             network=network,
             batch=batch,
             transfers=transfers,
+            without=rewrites(without),
             progress=progress,
         )
     equal = f"{done.argmax_equal_float} of {images}"
@@ -101,6 +106,7 @@ def _run_alone(
     engine: str,
     images: int,
     batch: int | None,
+    without: str | None,
     where: tuple[str, str, float],
     task: str | None,
     json: bool,
@@ -125,6 +131,7 @@ def _run_alone(
             task=task,
             images=images,
             batch=batch,
+            without=rewrites(without),
             progress=progress,
         )
     line = f"{role}, {done.images} images: {_costs(done)} ({engine}, {ENGINES[engine].security.label})"

@@ -24,8 +24,8 @@ stream one alone can be rid of its factor: the largest, or the first of them.
 
 How large s may get is bounded, by :data:`LARGEST`. Values are numbers of 64 bits, 18 of them behind the binary point;
 a product has 36 before it is truncated, which leaves 27 bits for a layer's outputs: s may take five. Weights lose more:
-W s_after / s_before has log2 n of its 18 bits less in the ordinary case; where a site's c2 is far below that of the site
-before it, up to those of :data:`FAINTEST`. Where a bound is reached, a square keeps its factor, and a public scale
+W s_after / s_before has log2 n of its 18 bits less in the ordinary case; where a site's c2 is far below that of the
+site before it, up to those of :data:`FAINTEST`. Where a bound is reached, a square keeps its factor, and a public scale
 stays and brings s down as far as it may: it is made a power of two, which fixed point holds exactly.
 """
 
