@@ -13,6 +13,7 @@ from reluctant.recipe import Recipe, merge
 from reluctant.records import Record, load_records
 from reluctant.report.published import (
     BACKBONES,
+    OURS,
     PUBLISHED,
     PublishedPoint,
     cifar100_figure,
@@ -70,9 +71,13 @@ def test_backbones_have_the_relus_that_our_networks_have():
     zoo = {
         "ResNet-18": "resnet18:stem_relu=false",
         "ResNet-18 with stem ReLU": "resnet18",
+        "ResNet-18, half width": "deepreduce:width=32,cull=none",
+        "ResNet-18, half resolution": "deepreduce:stem_stride=2,cull=none",
         "WRN-22-8 with last ReLU": "wrn-22-8",
     }
-    for name, spec in zoo.items():
+    ours = {name: specs[0] for name, specs in OURS.items()}
+    assert set(zoo.items()) > {(name, spec) for name, spec in ours.items() if name in zoo}
+    for name, spec in (zoo | ours).items():
         with torch.device("meta"):
             model = ModelSpec.parse(spec).build(100, 3)
         assert find_sites(model.to_empty(device="cpu"), torch.zeros(1, 3, 32, 32)).total == BACKBONES[name]
@@ -186,12 +191,23 @@ def test_published_points_are_hollow_and_joined_by_nothing():
     assert not re.search(r"<path d=\"M[^\"]*\" clip-path=\"[^\"]*\" style=\"fill: none; stroke: #(?!dddddd)", svg)
 
 
-def test_only_our_resnet18_is_drawn_beside_published_ones(run: Make):
+def test_published_results_of_the_same_network_stand_under_our_table(run: Make):
+    model = OURS["ResNet-18, half width and resolution"][0]
+    own = section(
+        cifar100_page([run(ran=Recipe.from_json({**SNL, "model": model}), model=model)], {}), "Records of this project"
+    )
+    assert "not run by this project: DeepReDuce 64.97 % with 12,288 ReLUs" in own
+
+
+def test_only_our_own_of_the_same_network_is_drawn_beside_published_ones(run: Make, dense: Make):
     points = (PublishedPoint("SNL", "cifar100", "ResNet-18", 12_900, 0.6653, "free", "a source"),)
     alone = cifar100_figure([], points)
     small = Recipe.from_json({**SNL, "model": "resnet20"})
     assert cifar100_figure([run("evaluate", small, model="resnet20")], points) == alone
     assert fills(cifar100_figure([run("evaluate")], points)).count("full") == 2  # with the legend's
+    half = "deepreduce-cifar100-12k"
+    built = dense("evaluate", model=half, task="cifar100")
+    assert fills(cifar100_figure([built], points)).count("full") == 2
 
 
 def test_the_page_in_the_repository_is_made_of_the_records_and_recipes():

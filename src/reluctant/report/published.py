@@ -32,9 +32,22 @@ BACKBONES: Mapping[str, int | None] = {
     "Sphynx": None,
 }
 
-#: The networks that may be drawn together as ResNet-18, and the zoo's name of ours.
-_RESNET18 = ("ResNet-18", "ResNet-18 with stem ReLU")
-_OURS = "resnet18"
+#: What we call a published network that we have: by a name of the zoo, or by that of a design that is made of it.
+OURS: Mapping[str, tuple[str, ...]] = {
+    "ResNet-18": ("resnet18:stem_relu=false",),
+    "ResNet-18 with stem ReLU": ("resnet18",),
+    "ResNet-18, half width and resolution": (
+        "deepreduce:width=32,stem_stride=2,cull=none",
+        "deepreduce-cifar100-12k",
+    ),
+}
+
+#: The networks that may be drawn together, by the title of their panel; those of no panel are drawn in the last one.
+PANELS: Mapping[str, tuple[str, ...]] = {
+    "ResNet-18": ("ResNet-18", "ResNet-18 with stem ReLU"),
+    "half width and resolution": ("ResNet-18, half width and resolution",),
+}
+_OTHER = "other networks, or in doubt"
 
 
 @dataclass(frozen=True)
@@ -167,28 +180,38 @@ PUBLISHED: tuple[PublishedPoint, ...] = (
 
 
 def cifar100_figure(records: Iterable[Record], published: Sequence[PublishedPoint] = PUBLISHED) -> str:
-    """Return an SVG of the published points, hollow; our own of a ResNet-18, if there are any, are filled.
+    """Return an SVG of the published points, hollow; our own of the same networks, if there are any, are filled.
 
     Nothing joins the two, and no other network of ours is drawn.
     """
-    like = [point for point in published if _is_resnet18(point)]
-    other = [point for point in published if not _is_resnet18(point)]
-    ours: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for front in fronts(networks(records)):
-        for point in front.points:
-            head = point.networks[0].head
-            if front.task == "cifar100" and head.model.partition(":")[0] == _OURS:
-                ours[f"ours: {head.method}, {head.surrogate}"].append((point.relus, point.accuracy))
-    own = [Series(name, tuple(points), filled=True) for name, points in ours.items()]
-    panels = (
-        Panel("ResNet-18", (*_series(like), *own)),
-        Panel("other networks, or a network in doubt", _series(other)),
-    )
+    found = [network for network in networks(records) if network.head.task == "cifar100" and network.evaluation]
+    panels = []
+    for title, models in PANELS.items():
+        own = {name for model in models for name in OURS[model]}
+        of_theirs = _series(point for point in published if _panel(point) == title)
+        panels.append(Panel(title, (*of_theirs, *_own_series([n for n in found if n.head.model in own]))))
+    panels.append(Panel(_OTHER, _series(point for point in published if _panel(point) == _OTHER)))
     return panels_figure(panels, "ReLUs kept, an image", "test accuracy, %", "cifar100")
 
 
-def _is_resnet18(point: PublishedPoint) -> bool:
-    return point.sure and point.model in _RESNET18
+def _panel(point: PublishedPoint) -> str:
+    return next((title for title, models in PANELS.items() if point.sure and point.model in models), _OTHER)
+
+
+def _own_series(found: Sequence[Network]) -> tuple[Series, ...]:
+    methods: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for front in fronts(found):
+        for point in front.points:
+            head = point.networks[0].head
+            methods[f"ours: {head.method}, {head.surrogate}"].append((point.relus, point.accuracy))
+    as_built: dict[str, list[Network]] = defaultdict(list)
+    for network in found:
+        if network.is_dense:
+            as_built[network.head.model].append(network)
+    for group in as_built.values():
+        accuracies = [network.evaluation.accuracy["test"] or 0.0 for network in group if network.evaluation]
+        methods["ours: as built"].append((group[0].head.relus["kept"], mean(accuracies)))
+    return tuple(Series(name, tuple(points), filled=True) for name, points in methods.items())
 
 
 def _series(points: Iterable[PublishedPoint]) -> tuple[Series, ...]:
@@ -221,8 +244,8 @@ with anything:
 
 ![Published accuracy on CIFAR-100 against ReLUs kept; the same points as in the tables below](images/cifar100.svg)
 
-Hollow markers are published points. Filled ones, if there are any, are records of this project, of a ResNet-18; its
-other networks are in tables of their own and in no plot with these.
+Hollow markers are published points. Filled ones, if there are any, are records of this project, of the same networks:
+linearized by a method, or trained as built. Its other networks are in tables of their own and in no plot with these.
 """
 
 
@@ -240,12 +263,12 @@ def cifar100_page(
     totals = "; ".join(f"{total:,} in {name}" for name, total in BACKBONES.items() if total)
     lines = [*_HEAD.format(backbones=totals).splitlines(), ""]
     for title, rows in (
-        ("ResNet-18", [point for point in published if _is_resnet18(point)]),
-        ("Other networks, or a network in doubt", [point for point in published if not _is_resnet18(point)]),
+        ("ResNet-18", [point for point in published if _panel(point) == "ResNet-18"]),
+        ("Other networks, or a network in doubt", [point for point in published if _panel(point) != "ResNet-18"]),
     ):
         lines += [f"### {title}", "", *_published_table(rows, sources), ""]
     lines += ["### Sources", "", *(f"{i}. {cell(source)}." for i, source in enumerate(sources, 1)), ""]
-    lines += ["## Records of this project", "", *_own_section(records, recipes), ""]
+    lines += ["## Records of this project", "", *_own_section(records, recipes, published), ""]
     lines += ["## Not run", "", *_not_run(records, recipes)]
     return "\n".join(lines) + "\n"
 
@@ -272,7 +295,9 @@ def _published_table(points: Sequence[PublishedPoint], sources: Sequence[str]) -
     return table(columns, rows)
 
 
-def _own_section(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> list[str]:
+def _own_section(
+    records: Sequence[Record], recipes: Mapping[str, Recipe], published: Sequence[PublishedPoint]
+) -> list[str]:
     found = networks(records)
     if not found:
         return ["None: no record in `results/` is of CIFAR-100."]
@@ -294,7 +319,17 @@ def _own_section(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> li
             {record.note for group in settings.values() for n in group for record in n.records if record.note}
         )
         lines += ["", *(f"* {cell(note)}" for note in notes)] if notes else []
+        lines += _published_of(model, published)
     return lines
+
+
+def _published_of(model: str, published: Sequence[PublishedPoint]) -> list[str]:
+    """Return what others published of a network that is made of the same one as our ``model``."""
+    found = [point for point in published if point.sure and model in OURS.get(point.model, ())]
+    if not found or _panel(found[0]) == "ResNet-18":
+        return []  # too many to say in a line; their table is the first
+    told = ", ".join(f"{p.method} {100 * p.accuracy:.2f} % with {p.relus:,} ReLUs" for p in found)
+    return ["", f"Published of {found[0].model}, not run by this project: {cell(told)}."]
 
 
 _OWN_COLUMNS = {

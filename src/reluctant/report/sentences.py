@@ -90,7 +90,9 @@ def measured(network: Network) -> str:
     if run is None or run.secure is None:
         return ""
     secure, processor = run.secure, str(run.environment.get("processor", ""))
-    words = (secure["engine"], promise(secure), secure["network"], f"batch {secure['batch']}", run.device, processor)
+    left_out = f"without {', '.join(secure['without'])}" if "without" in secure else ""
+    where = (secure["network"], f"batch {secure['batch']}", run.device, processor)
+    words = (secure["engine"], left_out, promise(secure), *where)
     return " · ".join(word for word in words if word)
 
 
