@@ -1,5 +1,6 @@
 """What one inference of a checkpoint consists of, and what it would cost under the protocols that can be priced."""
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from reluctant.costs.networks import Network, parse_network
 from reluctant.errors import UnsupportedOperation
 from reluctant.masked import MaskedModel
 from reluctant.program.lower import lower
+from reluctant.program.operations import Scale
 from reluctant.program.ops import Program
 from reluctant.secure import as_masked
 
@@ -49,7 +51,7 @@ def count_cost(
         program = lower(masked, without)
     except UnsupportedOperation:
         return counted
-    counted["relus"]["compared"] = program.kept
+    counted["relus"] |= _compared(program)
     counted["surrogates"] |= _operations(program)
     return counted | _predict(prices, program, link, tariff or Tariff()) | {"ckks_levels": levels(program).to_json()}
 
@@ -83,6 +85,7 @@ def _count(checkpoint: Checkpoint, masked: MaskedModel) -> dict[str, Any]:
         "compared": mask.kept,
         "sites": len(mask),
         "sites_kept": mask.sites_kept,
+        "sites_compared": mask.sites_kept,
         "kept_by_site": mask.by_site(),
     }
     counted["surrogates"] = {
@@ -94,13 +97,23 @@ def _count(checkpoint: Checkpoint, masked: MaskedModel) -> dict[str, Any]:
     return counted
 
 
+def _compared(program: Program) -> dict[str, int]:
+    """Return how many ReLUs of an image are compared, and at how many sites."""
+    return {"compared": program.kept, "sites_compared": sum(site.kept > 0 for site in program.sites)}
+
+
 def _operations(program: Program) -> dict[str, int]:
-    """Return how many dropped elements of an image are squared, multiplied by a private number, and added to one."""
+    """Return how many elements of an image are squared, multiplied by a private number, and added to one.
+
+    Those of a site that keeps nothing are counted where it is still computed, as a scale. So is a batch norm that
+    could not be folded; what was folded into a layer is none of them.
+    """
     ops = list(program.activations())
+    scales = [(op, math.prod(program.shapes[op.output])) for op in program.ops if isinstance(op, Scale)]
     return {
         "squares": sum(len(op.rest) for op in ops if op.squares),
-        "slopes": sum(len(op.rest) for op in ops if op.scales),
-        "biases": sum(len(op.rest) for op in ops if op.c0 is not None),
+        "slopes": sum(len(op.rest) for op in ops if op.scales) + sum(n for op, n in scales if op.scale is not None),
+        "biases": sum(len(op.rest) for op in ops if op.c0 is not None) + sum(n for op, n in scales if op.bias),
     }
 
 

@@ -1,6 +1,6 @@
 """Records of what was measured: evaluations and secure runs, with what is known of their network."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def run_record(run: SecureRun, model: nn.Module, origin: Origin) -> Record:
         seconds=run.run.seconds + run.run.setup_seconds,
         device=describe_device(),
         secure=secure,
-        **about(model, origin, run.without),
+        **about(model, origin),
     )
 
 
@@ -197,14 +197,10 @@ def known_accuracy(origin: Origin) -> Accuracy:
     return {"val": facts.get("val"), "n_val": facts.get("n_val"), "test": None, "n_test": None}
 
 
-def predicted_cost(masked: MaskedModel, without: Collection[str] = ()) -> Predicted | None:
-    """Return what private inference with one image would cost, or ``None`` for a network that no program computes.
-
-    Args:
-        without: rewrites that are left out of the program.
-    """
+def predicted_cost(masked: MaskedModel) -> Predicted | None:
+    """Return what private inference with one image would cost, or ``None`` for a network that no program computes."""
     try:
-        model, program = CostModel.load("cheetah"), lower(masked, without)
+        model, program = CostModel.load("cheetah"), lower(masked)
     except UsageError:
         return None
     by_link = {name: model.predict(program, network=link).to_json() for name, link in NETWORKS.items()}
@@ -224,8 +220,8 @@ def predicted_cost(masked: MaskedModel, without: Collection[str] = ()) -> Predic
     }
 
 
-def about(model: nn.Module, origin: Origin, without: Collection[str] = ()) -> dict[str, Any]:
-    """Return the keys of a record that say which network it is of; ``without`` is for what it is predicted to cost."""
+def about(model: nn.Module, origin: Origin) -> dict[str, Any]:
+    """Return the keys of a record that say which network it is of."""
     masked = as_masked(model, torch.zeros(1, *origin.input_shape))
     mask, facts, surrogate = masked.mask, origin.facts, masked.surrogate
     method: Mapping[str, Any] | None = origin.method
@@ -240,7 +236,8 @@ def about(model: nn.Module, origin: Origin, without: Collection[str] = ()) -> di
         "relus": {"total": mask.total, "kept": mask.kept, "sites": len(mask), "sites_kept": mask.sites_kept},
         "mask": describe_kept(mask, mask.digest),
         "checkpoint": weights_digest(model),
-        "predicted": predicted_cost(masked, without),
+        "teacher": facts.get("teacher"),
+        "predicted": predicted_cost(masked),
         "seed": facts.get("seed", 0),
         "epochs": facts.get("epochs"),
         "recipe": facts.get("recipe"),

@@ -21,7 +21,7 @@ from reluctant.provenance import environment, source_version, typed_command
 
 SCHEMA = 1
 SUFFIX = ".record.json"
-_MAY_MISS = frozenset({"predicted"})  # not in the first records; in a file only if there is something to say
+_MAY_MISS = frozenset({"predicted", "teacher"})  # not in the first records; in a file only if there is something to say
 
 Kind = Literal["train", "linearize", "evaluate", "run"]
 Track = Literal["free", "affine", "polynomial"]
@@ -191,6 +191,8 @@ class Record:
         selection: how the checkpoint was chosen, in a line.
         recipe: the settings, resolved, or the name of a recipe.
         checkpoint: digest of the weights, so that records of one network find each other.
+        teacher: the ``checkpoint`` of the dense network that this one was made from; ``None``, and not in the file,
+            where there is none or it is not known.
         predicted: what a private inference would cost; ``None``, and not in the file, where that is not known.
         note: a free line.
         extra: keys of a file that this version does not know; they are kept.
@@ -217,6 +219,7 @@ class Record:
     selection: str | None = None
     mask: KeptReLUs | None = None
     checkpoint: str | None = None
+    teacher: str | None = None
     secure: Secure | None = None
     predicted: Predicted | None = None
     recipe: dict[str, Any] | str | None = None

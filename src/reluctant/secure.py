@@ -17,7 +17,7 @@ from reluctant.engines.base import Engine, EngineRun
 from reluctant.errors import ShapeError, UsageError
 from reluctant.masked import MaskedModel, attach
 from reluctant.program.certificate import Certificate, certify
-from reluctant.program.lower import lower
+from reluctant.program.lower import REWRITES, lower
 from reluctant.program.ops import Program
 from reluctant.progress import Progress, silent
 from reluctant.sites import evaluating, find_sites
@@ -35,7 +35,7 @@ class SecureRun:
             engine that computes on other numbers.
         model: the network that was run, as it was given.
         certificate: whether its numbers fit the fixed point; ``None`` for an engine without one.
-        without: rewrites that were left out of the program.
+        without: rewrites that were left out of the program, in the order of :data:`reluctant.program.lower.REWRITES`.
     """
 
     engine: Engine
@@ -124,7 +124,7 @@ def secure_run(
             f"images have the shape {tuple(images.shape[1:])}, the network was made for {masked.sites.input_shape}"
         )
     chosen = make_engine(engine, network) if isinstance(engine, str) else engine
-    program = lower(masked, without)
+    program, left_out = lower(masked, without), tuple(name for name in REWRITES if name in without)
     chosen.check(program)
     array = np.ascontiguousarray(images.numpy(), dtype=np.float32)
     certificate = None
@@ -139,7 +139,7 @@ def secure_run(
         twin = twin_outputs(program, array, progress=progress)
     with torch.no_grad(), evaluating(masked):
         floats = logits(masked(images.clone())).numpy()
-    return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model, certificate, tuple(without))
+    return SecureRun(chosen, network, run, twin, floats, masked.sites.input_shape, model, certificate, left_out)
 
 
 def make_engine(name: str, network: str = "loopback", transfers: str | None = None) -> Engine:

@@ -158,13 +158,13 @@ def test_train_linearize_evaluate_report(cli):
     assert (predicted["bytes"], predicted["memory"]) == (counted["bytes"], counted["memory"])
     assert predicted["seconds"]["loopback"] == counted["seconds"] < predicted["seconds"]["wan"]
     assert json.loads(cli("sites", "s", "--json").out)["total"] == 2304
+    assert made["teacher"] == next(r.checkpoint for r in load_records(["t"]))
 
     private = ["channels", "factors", "squares"]
     for words in ((), ("--without", ",".join(private))):
         assert cli("run", "s", "--engine", "twin", *words).code == 0
     tells, told = sorted((r for r in load_records(["s"]) if r.kind == "run"), key=lambda r: "without" in r.secure)
-    assert (tells.predicted, told.secure["without"]) == (predicted, private)
-    assert told.predicted["bytes"] > predicted["bytes"]
+    assert (tells.predicted, told.predicted, told.secure["without"]) == (predicted, predicted, private)
     assert set(tells.secure["public"]) > set(told.secure["public"])
 
     assert cli("evaluate", "t").code == 0

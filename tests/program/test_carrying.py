@@ -264,6 +264,30 @@ def test_weights_do_not_become_too_faint(high, all_rid):
             assert (ratio > FAINTEST * 0.99)[abs(weights) > 1e-6].all()
 
 
+class Standing(nn.Module):
+    """A batch norm that no layer can take, for its factors have both signs, between two squares."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(torch.relu(self.stem(x))))
+        return self.head(torch.relu(self.last(x)).mean((2, 3)))
+
+
+def test_nor_do_private_scales():
+    model = masked(Standing(), 0.3, Quadratic())
+    model.model.norm.weight.data = torch.tensor([1, -1, 1, -1.0])
+    for activation, c2 in zip(model.masked(), (8, 1 / 50, 8), strict=True):
+        activation.c2.data.fill_(c2 / Quadratic.scale)
+    program, plain = check_same(model, torch.randn(2, 3, 8, 8)), lower(model.float(), ["carry"])
+    (scale,) = [op.scale for op in program.ops if isinstance(op, Scale) and op.scale]
+    assert (abs(program.arrays[scale]) >= FAINTEST * 0.99 * abs(plain.arrays[scale])).all()
+    assert len(rid(program)[0]) == 2
+
+
 def test_hermite_squares_are_rid_of_their_factors():
     model = masked(resnet8(5, 3), 0.0, Hermite())
     assert rid(check_same(model, torch.randn(2, 3, 8, 8)))[0]

@@ -28,6 +28,26 @@ def test_the_accuracy_of_the_teacher_itself_goes_before_that_of_a_dense_record(d
     assert networks([dense(), linearized(accuracy=accuracy)])[1].dense_accuracy == 0.985
 
 
+def test_of_several_dense_networks_the_teacher_is_the_one_that_the_record_names(dense: Make, linearized: Make) -> None:
+    teachers = [dense(test=test, checkpoint=name * 64) for name, test in (("a", 0.8), ("b", 0.9))]
+    found = {n.head.budget: n for n in networks([*teachers, linearized(teacher="b" * 64), linearized(budget="7%")])}
+    assert found[linearized().budget].dense_accuracy == 0.9
+    assert found["7%"].dense is None
+    assert networks([teachers[0], linearized(teacher="c" * 64)])[1].dense is None
+
+
+def test_a_run_without_a_rewrite_is_compared_with_its_like_and_comes_after_a_whole_one(
+    dense: Make, linearized: Make
+) -> None:
+    whole = linearized("run", created="2026-01-01T00:00:00+00:00")
+    narrow = linearized("run", created="2026-01-02T00:00:00+00:00", setting={"without": ["squares"]})
+    assert networks([dense("run"), narrow])[1].dense_cost is None
+    run = networks([whole, narrow])[0].run
+    assert run is not None
+    assert run.secure is not None
+    assert "without" not in run.secure
+
+
 def test_other_masks_seeds_and_models_are_other_networks(dense: Make, linearized: Make) -> None:
     records = [dense(), linearized(), linearized(kept=(2, 1)), linearized(seed=1), linearized(model="resnet20")]
     found = networks(records)

@@ -57,8 +57,9 @@ def cost(
     relus, macs = counted["relus"], counted["macs"]["total"]
     show(
         counted,
-        f"{relus['compared']:,} comparisons for ReLUs ({relus['total']:,} ReLUs before) at {relus['sites_kept']} of "
-        f"{relus['sites']} sites, {counted['surrogates']['squares']:,} squares, {counted['surrogates']['slopes']:,} "
+        f"{relus['compared']:,} comparisons for ReLUs ({relus['total']:,} ReLUs before) "
+        f"at {relus['sites_compared']} of {relus['sites']} sites, "
+        f"{counted['surrogates']['squares']:,} squares, {counted['surrogates']['slopes']:,} "
         f"private slopes, {macs / 1e6:,.1f} M multiply-adds, {counted['parameters']:,} parameters; {_costs(counted)}",
         json,
     )

@@ -61,4 +61,4 @@ TaskName = Annotated[
 
 def rewrites(without: str | None) -> tuple[str, ...]:
     """Return the names that ``--without`` lists."""
-    return tuple(without.split(",")) if without else ()
+    return tuple(name.strip() for name in without.split(",")) if without else ()

@@ -52,8 +52,8 @@ def run(
     and architecture are public. Engine aby3 has a third process, the helper, that holds nothing; semi2k only simulates
     costs, and is not private. The answers are compared with the fixed-point twin and with plain torch.
 
-    Each of the rewrites `channels`, `factors` and `squares` makes the run cheaper and tells something of the weights;
-    `--without channels,factors,squares` tells none of it.
+    Each of the rewrites `channels`, `factors` and `squares` tells something of the weights where it makes the run
+    cheaper; `--without channels,factors,squares` tells none of it.
 
     Under `ckks` the server computes on ciphertexts; the network may keep no ReLU (`linearize --budget 0`), there is no
     twin, and masks and architecture are not told.
@@ -91,10 +91,10 @@ def run(
         equal = f"{done.argmax_equal_twin} of {images} as the twin, {done.argmax_equal_float}"
     proof = "" if done.certificate is None else f"; fixed point: {done.certificate}"
     show(
-        {**_promise(engine), "transfers": done.run.transfers, **network_cost(done)},
+        {**_promise(engine, without), "transfers": done.run.transfers, **network_cost(done)},
         f"{checkpoint}: classes {_first(done.answers)}; {equal} as plain torch "
         f"(scores off by at most {done.max_abs_error_float:.1g}); "
-        f"{_costs(done.run)} ({engine}, {done.engine.security.label}, {network}){proof}",
+        f"{_costs(done.run)} ({_named(engine, without)}, {done.engine.security.label}, {network}){proof}",
         json,
     )
 
@@ -134,14 +134,14 @@ def _run_alone(
             without=rewrites(without),
             progress=progress,
         )
-    line = f"{role}, {done.images} images: {_costs(done)} ({engine}, {ENGINES[engine].security.label})"
+    line = f"{role}, {done.images} images: {_costs(done)} ({_named(engine, without)}, {ENGINES[engine].security.label})"
     if role == "client":
         line = f"classes {[int(k) for k in done.outputs.argmax(1)]}; {line}"
     if role == "server":
         proof = certificate or "not checked, for the checkpoint does not say which values its images have"
         line = f"{line}; fixed point: {proof}"
     checked = {} if certificate is None else {"fixed_point": fixed_point(certificate)}
-    show({**_promise(engine), **engine_costs(done), **checked}, line, json)
+    show({**_promise(engine, without), **engine_costs(done), **checked}, line, json)
 
 
 def _first(answers: list[int], most: int = 20) -> str:
@@ -149,10 +149,14 @@ def _first(answers: list[int], most: int = 20) -> str:
     return str(answers) if len(answers) <= most else f"{answers[:most]} and {len(answers) - most:,} more"
 
 
-def _promise(engine: str) -> dict[str, Any]:
+def _named(engine: str, without: str | None) -> str:
+    return f"{engine} without {', '.join(rewrites(without))}" if without else engine
+
+
+def _promise(engine: str, without: str | None) -> dict[str, Any]:
     """Return what stands beside the numbers of a run in JSON."""
-    security = ENGINES[engine].security
-    return {"engine": engine, "adversary": security.adversary, "private": security.private}
+    security, left_out = ENGINES[engine].security, {"without": list(rewrites(without))} if without else {}
+    return {"engine": engine, **left_out, "adversary": security.adversary, "private": security.private}
 
 
 def _costs(run: Any) -> str:

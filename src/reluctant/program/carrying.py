@@ -197,7 +197,7 @@ def _solve(draft: Draft, shapes: Mapping[str, Shape], squares: Mapping[str, _Squ
             parabolas.append((op.output, nodes[op.output].tolist(), nodes[op.inputs[0]].tolist()))
     for name in draft.outputs:
         _tie(groups, nodes[name], np.full(len(nodes[name]), _ONE))
-    layers = [_layer(op, nodes) for op in draft.ops if isinstance(op, Conv2d | Linear)]
+    layers = [_layer(op, nodes) for op in draft.ops if isinstance(op, Conv2d | Linear) or _is_private(op)]
     groups = _rid_of_factors(groups, squares, parabolas, layers)
     for op in draft.ops:  # only now: everything above must hold, and does, being all ratios of 1
         if isinstance(op, Scale) and op.scale is None and op.factors is not None:
@@ -243,9 +243,14 @@ def _rid_of_factors(
     return best
 
 
-def _layer(op: Conv2d | Linear, nodes: Mapping[str, Nodes]) -> tuple[Nodes, Nodes]:
-    """Return the nodes before and after a layer, a row for each group of its channels."""
-    groups = op.groups if isinstance(op, Conv2d) else 1
+def _is_private(op: Op) -> bool:
+    """Return whether ``op`` is a scale with private factors."""
+    return isinstance(op, Scale) and op.scale is not None
+
+
+def _layer(op: Op, nodes: Mapping[str, Nodes]) -> tuple[Nodes, Nodes]:
+    """Return the nodes before and after what has weights, a row for each group of its channels."""
+    groups = op.groups if isinstance(op, Conv2d) else len(nodes[op.output]) if isinstance(op, Scale) else 1
     return nodes[op.inputs[0]].reshape(groups, -1), nodes[op.output].reshape(groups, -1)
 
 
@@ -267,7 +272,7 @@ def _tie(groups: _Groups, some: Nodes, others: Nodes) -> None:
 def _nodes(groups: _Groups, op: Op, inputs: Sequence[Nodes], shapes: Mapping[str, Shape]) -> Nodes:
     """Return the nodes of the channels that ``op`` puts out: its inputs', where their scales must be the same."""
     channels = shapes[op.output][0]
-    if isinstance(op, Conv2d | Linear) or (isinstance(op, Scale) and (op.scale is not None or op.factors is not None)):
+    if isinstance(op, Conv2d | Linear) or _is_private(op) or (isinstance(op, Scale) and op.factors is not None):
         return groups.add(channels)
     first, *others = inputs
     if isinstance(op, Concat):

@@ -46,7 +46,7 @@ def lower(masked: MaskedModel, without: Collection[str] = ()) -> Program:
     smaller ones (:mod:`reluctant.program.factors`).
 
     Args:
-        without: rewrites to leave out, to see what they gain.
+        without: rewrites to leave out, to see what they gain or to tell nothing of the weights by them.
 
     Raises:
         UnknownName: no such rewrite.

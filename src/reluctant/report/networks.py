@@ -62,10 +62,11 @@ class Network:
 
     @property
     def run(self) -> Record | None:
-        """The newest private inference; a simulation only where there is no other."""
+        """The newest private inference; a simulation, or one of a program without a rewrite, if there is no other."""
         runs = [record for record in self.records if record.secure and self._own(record.secure)]
-        private = [record for record in runs if record.secure and record.secure["private"]]
-        return next(reversed(private or runs), None)
+        private = [record for record in runs if record.secure and record.secure["private"]] or runs
+        whole = [record for record in private if record.secure and not record.secure.get("without")]
+        return next(reversed(whole or private), None)
 
     @property
     def cost(self) -> NetworkCost | None:
@@ -74,7 +75,7 @@ class Network:
 
     @property
     def dense_cost(self) -> NetworkCost | None:
-        """What it cost with the dense network under the same engine, network, batch and fixed point."""
+        """What it cost with the dense network under the same engine, rewrites, network, batch and fixed point."""
         if self.is_dense or self.run is None or self.run.secure is None:
             return None
         same = self.run.secure.get("dense")
@@ -100,8 +101,14 @@ def setting_of_run(run: Record) -> tuple[object, ...]:
     """Return what two secure runs must have in common for their costs to be compared."""
     secure = run.secure
     assert secure is not None
-    made = (secure["engine"], secure.get("transfers", "ferret"))
+    made = (engine_of(secure), secure.get("transfers", "ferret"))
     return (*made, secure["network"], secure["batch"], secure["fraction_bits"], run.device)
+
+
+def engine_of(secure: Secure) -> str:
+    """Return the engine of a run, and which rewrites of the program were left out: ``cheetah without squares``."""
+    without = secure.get("without", [])
+    return f"{secure['engine']} without {', '.join(without)}" if without else secure["engine"]
 
 
 def networks(records: Iterable[Record]) -> tuple[Network, ...]:
@@ -180,7 +187,14 @@ def _label(network: Network, among: Sequence[Network]) -> str:
 
 
 def _origin(network: Network, among: Sequence[Network]) -> Network | None:
-    """Return the dense network of the same task and model, of the same seed if there is one."""
+    """Return the dense network that the records of ``network`` name.
+
+    If they name none, the one of the same task and model, of the same seed if there is one; of several, none.
+    """
     head = network.head
     dense = [n for n in among if n.is_dense and (n.head.task, n.head.model) == (head.task, head.model)]
-    return next((n for n in dense if n.head.seed == head.seed), dense[0] if dense else None)
+    teacher = next((record.teacher for record in network.records if record.teacher), None)
+    if teacher is not None:
+        return next((n for n in dense if any(record.checkpoint == teacher for record in n.records)), None)
+    alike = [n for n in dense if n.head.seed == head.seed] or dense
+    return alike[0] if len(alike) == 1 else None

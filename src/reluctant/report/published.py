@@ -42,9 +42,11 @@ OURS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
+_MAIN = "ResNet-18"
+
 #: The networks that may be drawn together, by the title of their panel; those of no panel are drawn in the last one.
 PANELS: Mapping[str, tuple[str, ...]] = {
-    "ResNet-18": ("ResNet-18", "ResNet-18 with stem ReLU"),
+    _MAIN: ("ResNet-18", "ResNet-18 with stem ReLU"),
     "half width and resolution": ("ResNet-18, half width and resolution",),
 }
 _OTHER = "other networks, or in doubt"
@@ -204,10 +206,11 @@ def _own_series(found: Sequence[Network]) -> tuple[Series, ...]:
         for point in front.points:
             head = point.networks[0].head
             methods[f"ours: {head.method}, {head.surrogate}"].append((point.relus, point.accuracy))
-    as_built: dict[str, list[Network]] = defaultdict(list)
+    as_built: dict[tuple[object, ...], list[Network]] = defaultdict(list)
     for network in found:
-        if network.is_dense:
-            as_built[network.head.model].append(network)
+        if network.is_dense and network.evaluation:
+            test = network.evaluation
+            as_built[network.head.model, test.accuracy["n_test"], test.epochs].append(network)
     for group in as_built.values():
         accuracies = [network.evaluation.accuracy["test"] or 0.0 for network in group if network.evaluation]
         methods["ours: as built"].append((group[0].head.relus["kept"], mean(accuracies)))
@@ -263,8 +266,8 @@ def cifar100_page(
     totals = "; ".join(f"{total:,} in {name}" for name, total in BACKBONES.items() if total)
     lines = [*_HEAD.format(backbones=totals).splitlines(), ""]
     for title, rows in (
-        ("ResNet-18", [point for point in published if _panel(point) == "ResNet-18"]),
-        ("Other networks, or a network in doubt", [point for point in published if _panel(point) != "ResNet-18"]),
+        ("ResNet-18", [point for point in published if _panel(point) == _MAIN]),
+        ("Other networks, or a network in doubt", [point for point in published if _panel(point) != _MAIN]),
     ):
         lines += [f"### {title}", "", *_published_table(rows, sources), ""]
     lines += ["### Sources", "", *(f"{i}. {cell(source)}." for i, source in enumerate(sources, 1)), ""]
@@ -326,7 +329,7 @@ def _own_section(
 def _published_of(model: str, published: Sequence[PublishedPoint]) -> list[str]:
     """Return what others published of a network that is made of the same one as our ``model``."""
     found = [point for point in published if point.sure and model in OURS.get(point.model, ())]
-    if not found or _panel(found[0]) == "ResNet-18":
+    if not found or _panel(found[0]) == _MAIN:
         return []  # too many to say in a line; their table is the first
     told = ", ".join(f"{p.method} {100 * p.accuracy:.2f} % with {p.relus:,} ReLUs" for p in found)
     return ["", f"Published of {found[0].model}, not run by this project: {cell(told)}."]

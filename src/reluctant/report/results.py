@@ -13,7 +13,7 @@ from reluctant.models import ModelSpec
 from reluctant.recipe import Recipe, read_toml
 from reluctant.recording import public_name
 from reluctant.records import SUFFIX, Record, Track
-from reluctant.report.networks import Network, networks, plain_label
+from reluctant.report.networks import Network, engine_of, networks, plain_label
 from reluctant.report.sentences import percent
 from reluctant.units import format_bytes, format_seconds
 
@@ -145,7 +145,7 @@ def _inference(network: Network) -> str | None:
         return None
     images = max(1, cost["images"])
     figures = f"{format_bytes(cost['bytes'] / images)}, {format_seconds(cost['seconds'] / images)}"
-    engine = run.secure["engine"] + ("" if run.secure["private"] else ", NOT PRIVATE")
+    engine = engine_of(run.secure) + ("" if run.secure["private"] else ", NOT PRIVATE")
     return f"{figures} ({engine}, {run.secure['network']}, {run.device})"
 
 

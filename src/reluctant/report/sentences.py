@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from reluctant.records import NetworkCost, Record, Secure
 from reluctant.report.findings import comparisons_expected, dearer_sentence, promise_held
-from reluctant.report.networks import Network
+from reluctant.report.networks import Network, engine_of
 from reluctant.units import format_bytes, format_seconds
 
 #: With more networks than this of one model, a paragraph gives their range and leaves the rest to the tables.
@@ -71,7 +71,7 @@ def _cost_sentence(ran: Sequence[Network]) -> str:
     listed = costs[0] if len(costs) == 1 else f"{', '.join(costs[:-1])}, and {costs[-1]}"
     kind = "private inference" if run.secure["private"] else "a simulation of private inference"
     where = f"{promise(run.secure)}; {run.secure['network']}; {run.device}"
-    return f"As {kind} under {run.secure['engine']} ({where}) one image takes {listed}."
+    return f"As {kind} under {engine_of(run.secure)} ({where}) one image takes {listed}."
 
 
 def _price(cost: NetworkCost) -> str:
@@ -90,9 +90,7 @@ def measured(network: Network) -> str:
     if run is None or run.secure is None:
         return ""
     secure, processor = run.secure, str(run.environment.get("processor", ""))
-    left_out = f"without {', '.join(secure['without'])}" if "without" in secure else ""
-    where = (secure["network"], f"batch {secure['batch']}", run.device, processor)
-    words = (secure["engine"], left_out, promise(secure), *where)
+    words = (engine_of(secure), promise(secure), secure["network"], f"batch {secure['batch']}", run.device, processor)
     return " · ".join(word for word in words if word)
 
 
