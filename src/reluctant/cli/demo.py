@@ -18,9 +18,9 @@ def demo(
     ] = 16,
     json: Json = False,
 ) -> None:
-    """Train, linearize to 10 % with SNL and AutoReP, run private inference between two processes, write the report.
+    """Train, linearize to 10 % with Ebb, SNL and AutoReP, run private inference between two processes, and report.
 
-    Real scans of handwritten digits (8x8, from scikit-learn), no download, about three minutes on two cores.
+    Real scans of handwritten digits (8x8, from scikit-learn), no download, two to three minutes on two cores.
     """
     from reluctant.demo import run_demo
 

@@ -33,7 +33,7 @@ def settings(
     secure comparison. A network and a budget go in; a network that keeps only the ReLUs it can afford comes out, its
     accuracy, and the private inference itself, run between two processes and checked.
 
-    All of it, on a small real task, in three minutes:
+    All of it, on a small real task, in two to three minutes:
 
     - `reluctant demo`
 

@@ -55,7 +55,10 @@ Without = Annotated[
 ]
 TaskName = Annotated[
     str | None,
-    typer.Option("--task", help="digits, cifar10, cifar100, fashion-mnist, tiny-imagenet, folder:/path/to/images."),
+    typer.Option(
+        "--task",
+        help="digits, cifar10, cifar100, fashion-mnist, tiny-imagenet, tiny-imagenet-25, folder:/path/to/images.",
+    ),
 ]
 
 

@@ -136,7 +136,11 @@ def _track(bench: Bench, methods: Sequence[Method]) -> list[str]:
     columns = {"method": "---", **{_percent(b): "---:" for b in budgets}, "epochs": "---:", "training": "---:"}
     lines = [*table(columns, rows), ""]
     devices = sorted({r.device for method in methods for entry in method.entries.values() for r in entry.made})
-    lines += [f"Trained on: {cell('; '.join(devices))}.", ""] if devices else []
+    lines += (
+        [f"Trained on: {cell('; '.join(devices))}, of shared machines: times do not compare methods.", ""]
+        if devices
+        else []
+    )
     if not any(map(is_floor, methods)):
         lines += [_borrowed_floor(bench), ""]
     pairs = [row for budget in budgets if (row := _first_and_second(methods, budget))]

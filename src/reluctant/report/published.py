@@ -306,9 +306,9 @@ def _own_section(
         return ["None: no record in `results/` is of CIFAR-100."]
     lines = [
         "Accuracies are in percent. Where there are several seeds, they and the time are means, with the lowest and",
-        "the highest accuracy in brackets. `val` is the accuracy on the held-out training images on which the",
-        "checkpoint was chosen, `test` the one reading of the test split afterwards. Tables of different networks are",
-        "not to be compared.",
+        "the highest accuracy in brackets; one seed that was run twice counts as one. `val` is the accuracy on the",
+        "held-out training images on which the checkpoint was chosen, `test` the one reading of the test split",
+        "afterwards. Tables of different networks are not to be compared.",
     ]
     for model in dict.fromkeys(network.head.model for network in found):
         settings: dict[str, list[Network]] = defaultdict(list)

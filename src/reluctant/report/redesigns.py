@@ -118,7 +118,9 @@ between two parties. The rules are those of the [bench](bench.md): accuracies ar
 checkpoints chosen on the held-out tenth; `71.2 ± 0.4 (2)` is mean, sample standard deviation and number of seeds.
 
 **measured** is one image of a secure run by CHEETAH between two processes of one machine over an imitated LAN (1 Gbps,
-0.3 ms), preparation included; **predicted** is what the price table says, for that LAN and a WAN (100 Mbps, 40 ms).
+0.3 ms), after the set-up, which is done once (some 25 MB and 5 s for ResNet-20); **predicted** is what the price table
+says, for that LAN and a WAN (100 Mbps, 40 ms). The table was measured on a slower machine than the one that ran these:
+compare predicted seconds with predicted ones. Bytes and messages do not depend on the machine.
 """
 
 
