@@ -45,10 +45,10 @@ GRIDS = (
         "mask has 40.9 % at 5 % (SENet 42.0); with six beside its search SENet has 49.0 (random 43.9). Sensitivities "
         "given by hand (4-4-4-2-2-1-1) in place of measured ones do not help (39.4). These three runs are in the "
         "records, as `random` and `senet` at 5 % with other epochs or sensitivities.\n\n"
-        "The training images are those of `data_batch_1` and `2` alone: with all five files of CIFAR-10 the same command "
-        "gives other numbers. The teachers were trained twice, on two processors: 80.2, 80.8 and 78.9 % (AMD EPYC, "
-        "those in `teachers/`), then 80.5, 80.8 and 79.8 % (Intel Xeon). These records do not name theirs; as far as is "
-        "known it was trained on the processor that they name.",
+        "The training images are those of `data_batch_1` and `2` alone: with all five files of CIFAR-10 the same "
+        "command gives other numbers. The teachers were trained twice, on two processors: 80.2, 80.8 and 78.9 % (AMD "
+        "EPYC, those in `teachers/`), then 80.5, 80.8 and 79.8 % (Intel Xeon). These records do not name theirs; as "
+        "far as is known it was trained on the processor that they name.",
     ),
     Grid(
         "cifar10-resnet8-long",
