@@ -56,7 +56,11 @@ def test_designs_are_trained_and_masked_alike():
 
 
 #: Folders that are called by what readers know, not by the name of a model with its settings.
-CALLED = {"resnet18-half": "deepreduce", "deepreduce-12k": "deepreduce-cifar100-12k"}
+CALLED = {
+    "resnet18-half": "deepreduce",
+    "resnet18-half-long": "deepreduce",
+    "deepreduce-12k": "deepreduce-cifar100-12k",
+}
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: "/".join(grid.parts[-2:]))

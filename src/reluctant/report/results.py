@@ -42,7 +42,8 @@ def results_page(records: Iterable[Record]) -> str:
         "Generated from the records in this folder; do not edit. Accuracies are of `n` images of the test split; where",
         "a setting was run with several seeds, they are mean ± sample standard deviation over the seeds, epochs and",
         "time are means. Of several runs with one seed the newest counts, and all are linked. A record holds the",
-        "command that makes it again.",
+        "command that makes it again. `dense` is the network that it was made from, – where that is not known: older",
+        "records do not name it, and there may be several of one seed.",
         "Tracks are never ranked together: a dropped ReLU is not equally cheap in each.",
     ]
     for task in dict.fromkeys(group[0].head.task for group in groups):
@@ -90,6 +91,7 @@ def _row(runs: Sequence[Network]) -> list[str]:
     group = list({network.head.seed: network for network in runs}.values())
     head, tests = group[0].head, [network.evaluation for network in group if network.evaluation]
     made = [record for network in group if (record := made_by(network))]
+    teachers = [network.dense_accuracy for network in group]
     return [
         cell(head.model),
         cell(plain_label(head)),
@@ -98,7 +100,7 @@ def _row(runs: Sequence[Network]) -> list[str]:
         f"{head.relus['total']:,}",
         _shares([network.accuracy for network in group]),
         f"{tests[0].accuracy['n_test']:,}" if tests else "–",
-        _shares([network.dense_accuracy for network in group]),
+        "–" if None in teachers else _shares(teachers),
         ", ".join(str(seed) for seed in sorted({network.head.seed for network in group})),
         f"{mean(record.epochs or 0 for record in made):g}" if made else "–",
         format_seconds(mean(record.seconds for record in made)) if made else "–",
