@@ -156,6 +156,14 @@ def test_what_is_recorded_is_looked_at_where_nothing_is_named(monkeypatch):
     assert [row.plan.model for row in found] == ["resnet8:width=2", "resnet8:width=1"]
 
 
+def test_a_record_under_another_name_of_the_network_counts(monkeypatch):
+    monkeypatch.setattr(advice, "usual_families", lambda: [("resnet8:width=1",), ("resnet8",)])
+    other = made(0.9, (300, 0), "resnet8:width=1,stem_relu=true", mask=None, method=None, budget=None)
+    first, *rest = advised("9s@cheetah/wan", (), other, densities=["10%"])
+    assert (first.plan.model, first.evidence is not None) == ("resnet8:width=1", True)
+    assert {row.plan.model for row in rest} <= {"resnet8:width=1", "resnet8"}
+
+
 def test_what_cannot_be_advised_is_refused_with_what_to_do(nets):
     wide = [nets["wide"]]
     with pytest.raises(BudgetError, match=r"nets.py:wide comes closest, with .* at 51 of 1,024 ReLUs: give more"):

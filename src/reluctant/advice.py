@@ -1,6 +1,7 @@
 """What to train under a budget: networks and shares of their ReLUs, by predicted cost and what records say."""
 
 import inspect
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,15 +116,18 @@ def advise(
             f"budget {budget.text} counts ReLUs, which are dearer in one network than in another: say what an "
             "image may cost, as in 10s@cheetah/wan or 30MB@cheetah"
         )
-    shares, unit, known = [_share(text) for text in densities], unit_of(budget, table), find_evidence(task, records)
-    families = [(str(ModelSpec.parse(model)),) for model in models] or _with_recorded(usual_families(), known)
+    shares, unit, recorded = [_share(text) for text in densities], unit_of(budget, table), find_evidence(task, records)
+    families = [(str(ModelSpec.parse(model)),) for model in models] or _with_recorded(usual_families(), recorded)
+    known: dict[object, list[Evidence]] = defaultdict(list)
+    for model, evidence in recorded.items():
+        known[_network(model)] += evidence
     limit, done, rows, refused = budget.quantity.value, 0, [], {}
     for family in families:
         for number, spec in enumerate(family):
             progress("networks", done + number, sum(map(len, families)))
             try:
                 network = PricedNetwork(spec, classes, shape, budget, table)
-                found = _rows(network, shares, known.get(public_name(spec), ()), limit, wanted=bool(models))
+                found = _rows(network, shares, known[_network(spec)], limit, wanted=bool(models))
             except (ShapeError, SiteError, UnsupportedOperation) as error:
                 refused[spec] = str(error)
                 continue
@@ -161,8 +165,17 @@ def usual_families() -> list[tuple[str, ...]]:
 
 def _with_recorded(families: list[tuple[str, ...]], recorded: Iterable[str]) -> list[tuple[str, ...]]:
     """Return ``families`` and the recorded networks that are not among them and can be built from their name."""
-    seen = {spec for family in families for spec in family}
-    return families + [(model,) for model in recorded if model not in seen and _is_named(model)]
+    seen = {_network(spec) for family in families for spec in family}
+    other = {_network(model): (model,) for model in recorded if _network(model) not in seen and _is_named(model)}
+    return families + list(other.values())
+
+
+def _network(model: str) -> object:
+    """Return what all names of one network have in common, be it the name in a record or the one that was asked for."""
+    try:
+        return ModelSpec.parse(public_name(model)).identity
+    except UsageError:
+        return model
 
 
 def _is_named(model: str) -> bool:

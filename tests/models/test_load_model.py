@@ -230,3 +230,17 @@ def test_a_tied_weight_needs_to_be_there_once(tmp_path: Path) -> None:
     load_weights(model, tmp_path / "w.safetensors")
     assert torch.equal(model[0].weight, source[0].weight)
     assert model[0].weight is model[2].weight
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("hybrenet:width=4", "hybrenet:blocks=2-2-2-2,width=4"),
+        ("deepreduce-cifar100-12k", "deepreduce:width=32,stem_stride=2,thin=true,cull=1-4"),
+        ("resnet20", "resnet20:width=16,stem_relu=true"),
+        ("wrn-16-2", "wrn-16-2"),
+    ],
+)
+def test_names_of_one_network_have_one_identity(one: str, other: str) -> None:
+    assert ModelSpec.parse(one).identity == ModelSpec.parse(other).identity
+    assert ModelSpec.parse("resnet20:width=8").identity != ModelSpec.parse(one).identity

@@ -123,6 +123,14 @@ class ModelSpec:
         design = find_design(self.name)
         return None if design is None else design.changed(self.options)
 
+    @property
+    def identity(self) -> object:
+        """What all names of one network have in common: a design with its settings, or a builder with all options."""
+        if self.name not in MODELS:
+            return self.design or self.name
+        usual = {option.name: option.default for option in _options(MODELS[self.name])}
+        return self.name, tuple((usual | dict(self.options)).items())
+
     def build(self, classes: int, channels: int, side: int | None = None) -> nn.Module:
         """Return the network with fresh weights, drawn from torch's global generator.
 
@@ -185,10 +193,14 @@ def load_model(name: str | ModelSpec, *, task: Task, weights: str | Path | None 
     return model
 
 
+def _options(builder: Any) -> list[inspect.Parameter]:
+    """Return the options of a builder."""
+    return [p for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
 def _checked(name: str, builder: Any, key: str, value: Option) -> Option:
     """Return ``value``, read from text if need be, as the type that the builder's option ``key`` has."""
-    parameters = inspect.signature(builder).parameters.values()
-    kinds = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    kinds = {option.name: option.annotation for option in _options(builder)}
     if key not in kinds:
         raise unknown(f"option of {name}", key, list(kinds))
     kind, text = kinds[key], str(value).lower()
