@@ -116,10 +116,31 @@ class Cut(nn.Module):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_pooled_padded_and_cut_channels(axis):
-    """Constants are not followed through a maximum, nor channels through padding: those stay, and all is right."""
+    """Channels are not followed through padding with more of them: those stay, and all is right."""
     model = masked(Cut(), 0.5, Shift())
     program = check_same(pruned(model, ["stem", "second", "third"], 0.5, axis), ["collapse"])
-    assert widths(program) == ([(8, 3), (8, 8), (4, 10)] if axis == 0 else [(4, 3), (8, 4), (8, 10)])
+    assert widths(program) == ([(4, 3), (8, 4), (4, 10)] if axis == 0 else [(4, 3), (8, 4), (8, 10)])
+
+
+class Joined(nn.Module):
+    """Two branches, one of them pooled, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, 2, 1)
+        self.last, self.head = nn.Conv2d(16, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        left = F.max_pool2d(torch.relu(self.left(x)), 3, 2, 1)
+        x = torch.cat([left, torch.relu(self.right(x))], 1)
+        return self.head(torch.relu(self.last(x)).mean((2, 3)))
+
+
+def test_filters_before_pools_and_joints_are_dropped():
+    model = masked(Joined(), 0.5, Shift())
+    program = check_same(pruned(model, ["left", "right"], 0.5, 0), ["collapse"])
+    assert widths(program) == [(4, 3), (4, 3), (8, 8)]
+    assert program.kept < model.mask.kept
 
 
 def test_weights_that_are_no_numbers_are_refused_as_ever():

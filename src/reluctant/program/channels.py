@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from reluctant.program.affine import apply
@@ -86,11 +87,24 @@ def _held(
         return constant & other[0], values + other[1]
     if isinstance(op, Reshape) and len(shape) == 1:
         return np.repeat(constant, shape[0] // len(constant)), values.reshape(-1)
+    if isinstance(op, MaxPool):
+        return constant, _pooled(op, values)
+    if isinstance(op, Concat):
+        parts, each = zip(*(held[name] for name in op.inputs), strict=True)
+        return np.concatenate(parts), np.concatenate(each)
+    if isinstance(op, Slice | Pad) and _spares_channels(op, len(constant)):
+        return constant, _applied(draft, op, values)
     return np.zeros(shape[0], np.bool_), np.zeros(shape)
 
 
 def _applied(draft: Draft, op: Op, values: Numbers) -> Numbers:
     return apply(draft, op, torch.from_numpy(values)[None])[0].numpy()
+
+
+def _pooled(op: MaxPool, values: Numbers) -> Numbers:
+    images = torch.from_numpy(values)[None]
+    pooled: Numbers = F.max_pool2d(images, op.kernel, op.stride, op.padding, op.dilation)[0].numpy()
+    return pooled
 
 
 def _activated(draft: Draft, op: Activation, values: Numbers) -> Numbers:
